@@ -1,0 +1,240 @@
+"""Typed schema of params.yaml: load and validate.
+
+The schema has no defaults and changes no value: what a stage computes depends on params.yaml alone, which DVC
+tracks. That is why a change of this file re-runs no stage (tests/test_config.py holds it to that).
+`conf/` is where defaults live; `crt compose` writes params.yaml from it.
+"""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from crt.errors import UserError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys and wrong types are errors, values cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Augment(Section):
+    """Random crop after zero padding of `crop_padding` pixels, and horizontal flip."""
+
+    crop_padding: Annotated[int, Field(ge=0)]
+    flip: bool
+
+
+class Data(Section):
+    """What lies in data/ (conf/dataset.yaml, machine-written) and how it is read (conf/data/)."""
+
+    name: Name
+    source: str | None  # the data set these settings are made for; null: any
+    num_classes: Annotated[int, Field(ge=2)]
+    channels: Literal[1, 3]
+    image_size: Annotated[int, Field(ge=4, le=2048)]  # height and width, pixels
+    drops: Annotated[list[Name], Field(min_length=1)]
+    resize: Literal["none", "crop", "squash"]  # none: another size is an error
+    skip_unreadable: bool
+    augment: Augment
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Data":
+        if len(set(self.drops)) != len(self.drops):
+            raise ValueError("drops lists a drop twice")
+        if self.source is not None and self.source != self.name:
+            raise ValueError(
+                f"the settings are made for {self.source} but data/ holds {self.name}: "
+                f"run `crt get-data {self.source}` or choose another preset"
+            )
+        return self
+
+
+class Gaussian(Section):
+    """Cohen et al. 2019: cross-entropy on Gaussian-noised images."""
+
+    name: Literal["gaussian"]
+
+
+class Consistency(Section):
+    """Jeong and Shin 2020: KL of the mean prediction to each of `num_noise` noisy predictions, and its entropy."""
+
+    name: Literal["consistency"]
+    num_noise: Annotated[int, Field(ge=2)]
+    lbd: NonNegative  # weight of the KL term
+    eta: NonNegative  # weight of the entropy term
+
+
+class Crt(Section):
+    """Vaishnavi et al. 2022: match the teacher's logits on noised images."""
+
+    name: Literal["crt"]
+    alpha: Share  # weight of the transfer loss; 1 - alpha goes to cross-entropy with the labels
+
+
+Method = Annotated[Gaussian | Consistency | Crt, Field(discriminator="name")]
+
+
+class Recipe(Section):
+    """A network and how it is trained."""
+
+    key: Name  # the option's own name
+    arch: str  # a timm model name, or cifar_resnet<depth>
+    arch_args: dict[str, Any]  # passed to timm.create_model
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    optimizer: Literal["sgd", "adamw", "lamb", "lion"]  # timm's names
+    lr: Positive
+    weight_decay: NonNegative
+    scheduler: Literal["cosine", "multistep"]
+    warmup_epochs: Annotated[int, Field(ge=0)]
+    clip_grad: Positive | None  # largest l2 norm of the gradient; null: no clipping
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> "Recipe":
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be less than epochs ({self.epochs})")
+        return self
+
+
+class Teacher(Recipe):
+    """The robust network that is transferred from."""
+
+    drop: str  # the drop it is trained on
+    method: Method
+
+    @model_validator(mode="after")
+    def _no_teacher_of_its_own(self) -> "Teacher":
+        if self.method.name == "crt":
+            raise ValueError("a teacher has no teacher of its own: choose another teacher.method than crt")
+        return self
+
+
+class Student(Recipe):
+    """The network that is trained at every retraining."""
+
+
+class Certify(Section):
+    """Randomized smoothing's certification (Cohen et al. 2019, section 3.2.2)."""
+
+    mode: Literal["exact"]
+    n0: Count  # noise draws that select the class
+    n: Count  # noise draws that estimate its probability
+    alpha: Annotated[float, Field(gt=0, lt=1)]
+    radii: Annotated[list[NonNegative], Field(min_length=1)]  # l2 radii to report, [0,1] pixel units
+    stride: Count  # certify every stride-th test image
+    max_images: Count | None  # at most so many; null: all
+    skip_misclassified: bool  # spend no estimation draws where the selected class is not the label
+    batch_size: Count | None  # noisy images per forward pass; null: chosen from memory
+
+    @model_validator(mode="after")
+    def _can_certify(self) -> "Certify":
+        if list(self.radii) != sorted(set(self.radii)):
+            raise ValueError("radii must be ascending, none twice")
+        # k = n votes give the largest lower bound, alpha**(1/n); below 1/2 every image abstains.
+        if self.alpha ** (1 / self.n) <= 0.5:
+            least = math.floor(math.log(self.alpha) / math.log(0.5)) + 1
+            raise ValueError(
+                f"n={self.n} is too small for alpha={self.alpha}: every image would abstain; set certify.n to at least {least}"
+            )
+        return self
+
+
+class Baseline(Section):
+    """The release that a new student is compared with."""
+
+    ref: str | None  # a model reference; null: none is pinned
+
+
+class Gate(Section):
+    """Non-inferiority margins for the paired comparison with the baseline."""
+
+    margin: Share  # largest acceptable loss of certified accuracy at each radius
+    acr_margin: NonNegative  # largest acceptable loss of ACR
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+
+
+class Runtime(Section):
+    """Where and with which numerics stages compute. Only precision and compile can change results."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+    precision: Literal["float32", "bfloat16"]
+    compile: bool
+    workers: Annotated[int, Field(ge=0)]  # processes that decode images; 0: one per core
+
+
+class Config(Section):
+    """The whole of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    sigma: Positive  # standard deviation of the noise, [0,1] pixel units
+    data: Data
+    teacher: Teacher
+    student: Student
+    method: Method
+    certify: Certify
+    baseline: Baseline
+    gate: Gate
+    runtime: Runtime
+
+    @model_validator(mode="after")
+    def _teacher_drop_exists(self) -> "Config":
+        if self.teacher.drop not in self.data.drops:
+            raise ValueError(
+                f"teacher.drop is {self.teacher.drop!r}, which is not among data.drops ({', '.join(self.data.drops)})"
+            )
+        return self
+
+
+def validate(raw: Any, source: str) -> Config:
+    """Check a mapping against the schema; `source` names it in errors.
+
+    Raises:
+        UserError: one sentence that names the key and what is wrong with it.
+    """
+    if not isinstance(raw, dict):
+        raise UserError(f"{source} is empty or no mapping: run `crt compose` to write it from conf/")
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_sentence(error)}") from None
+
+
+def load(path: Path = Path("params.yaml")) -> Config:
+    """Read and validate params.yaml.
+
+    Raises:
+        UserError: the file is missing, no YAML, or does not fit the schema.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run `crt compose` to write it from conf/") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}): run `crt compose` to rewrite it") from None
+    return validate(raw, str(path))
+
+
+def _sentence(error: ValidationError) -> str:
+    """All findings in one line: `student.lr: must be greater than 0 (got -1)`."""
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "the configuration"
+        if item["type"] == "extra_forbidden":
+            parts.append(f"{where} is not a known key (a typo?)")
+        elif item["type"] == "missing":
+            parts.append(f"{where} is missing")
+        elif item["type"] == "value_error":
+            parts.append(f"{where}: {item['ctx']['error']}")
+        else:
+            parts.append(f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r})")
+    return "; ".join(parts)
