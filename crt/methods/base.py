@@ -1,0 +1,38 @@
+"""The one interface of all training methods."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training step sees: clean images, before any noise.
+
+    images: float [B, C, H, W] in [0,1]; labels: int64 [B], -1 = unlabelled; epoch: epochs done so far (with a
+    fraction within the epoch), for warm-ups.
+    """
+
+    images: Tensor
+    labels: Tensor
+    epoch: float
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The scalar to minimise and its named parts (detached scalars, for the log)."""
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+Method = Callable[[nn.Module, Batch, float, torch.Generator], Loss]
+"""(model in train mode, batch, sigma, generator on the batch's device) -> Loss."""
+
+
+def add_noise(images: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    """images + sigma * N(0, I): [B, C, H, W] -> [B, C, H, W], fresh draws, never clipped (the certificate's noise)."""
+    noise = torch.empty_like(images).normal_(generator=generator)
+    return images + sigma * noise
