@@ -1,0 +1,83 @@
+"""The `crt` command. Each subcommand is a function of crt/commands/, imported when it is called."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crt.errors import UserError
+
+app = typer.Typer(
+    help="Certified Robustness Transfer: get data, add drops, compose parameters, predict with certificates.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Root = Annotated[Path, typer.Option("--root", help="The repository's root.", show_default="the current folder")]
+
+
+@app.command()
+def compose(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Hydra overrides, e.g. student=convnext sigma=0.5")
+    ] = None,
+    root: Root = Path(),
+) -> None:
+    """Write params.yaml from conf/ and overrides, for people who run `dvc repro`."""
+    from crt.commands.compose import compose_params
+
+    compose_params(root, overrides or [])
+    print("params.yaml is written: `dvc repro` runs what it changed")
+
+
+@app.command("get-data")
+def get_data(
+    source: Annotated[str, typer.Argument(help="digits, cifar10, fashion_mnist, or folder:PATH")],
+    origin: Annotated[
+        Path | None, typer.Option("--from", help="Files already on disk, instead of a download.")
+    ] = None,
+    root: Root = Path(),
+) -> None:
+    """Put a data set into data/, record it with DVC, and choose the settings that belong to it."""
+    from crt.commands.get_data import get_data as run
+
+    run(source, root, origin)
+
+
+@app.command()
+def ingest(
+    source: Annotated[Path, typer.Argument(help="A folder, an archive (zip, tar) or an .npz of images")],
+    drop: Annotated[str, typer.Option("--drop", help="The new drop's name, e.g. 2025-04")],
+    root: Root = Path(),
+) -> None:
+    """Add a delivery of training data as a new drop: check it, copy it in, record it."""
+    from crt.commands.ingest import ingest as run
+
+    run(source, drop, root)
+
+
+@app.command("drop-data")
+def drop_data(
+    drop: Annotated[str, typer.Argument(help="The drop to remove")],
+    root: Root = Path(),
+) -> None:
+    """Remove a drop and everything that was prepared from it."""
+    from crt.commands.ingest import drop_data as run
+
+    run(drop, root)
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends in one sentence on stderr and status 1."""
+    try:
+        app()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error}: free space or mend the path, then run again")
+
+
+if __name__ == "__main__":
+    main()

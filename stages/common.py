@@ -1,0 +1,42 @@
+"""What every stage script shares: reading params.yaml, errors in one sentence, the folder for resume files."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+try:
+    import crt
+    from crt.config import Config, load
+    from crt.errors import UserError
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}: activate the project's environment first (`source .venv/bin/activate`, or use `make`)")
+
+
+def run(stage: Callable[[Config], None]) -> None:
+    """Run a stage on the validated params.yaml; a user's mistake or a full disk ends in one sentence and status 1."""
+    try:
+        stage(load())
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error}: free space or mend the path, then run again; finished work is kept")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: run again to go on from the last checkpoint")
+
+
+def work_dir(stage: str, *parts: Any) -> Path:
+    """The folder for a stage's resume files: `$DVC_ROOT/.work/<stage>-<fingerprint>`.
+
+    The fingerprint covers `parts` (JSON-able: params and fingerprints of data and models) and the package's code, so
+    nothing but the same work is ever resumed. It outlives the temporary folder of a `dvc exp run --temp`.
+    """
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    for file in sorted(Path(crt.__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    folder = Path(os.environ.get("DVC_ROOT", ".")) / ".work" / f"{stage}-{digest.hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
