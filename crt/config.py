@@ -158,9 +158,10 @@ class Baseline(Section):
 class Gate(Section):
     """Non-inferiority margins for the paired comparison with the baseline."""
 
-    margin: Share  # largest acceptable loss of certified accuracy at each radius
+    margin: Share  # largest acceptable loss of certified accuracy at a radius
+    margins: dict[str, Share]  # other margins for single radii, keyed by the radius
     acr_margin: NonNegative  # largest acceptable loss of ACR
-    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]  # of the two-sided intervals
 
 
 class Runtime(Section):
@@ -194,6 +195,15 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _margins_name_reported_radii(self) -> "Config":
+        for key in self.gate.margins:
+            if key not in [str(radius) for radius in self.certify.radii]:
+                raise ValueError(
+                    f"gate.margins names radius {key!r}, which is not among certify.radii ({', '.join(map(str, self.certify.radii))})"
+                )
+        return self
+
 
 def validate(raw: Any, source: str) -> Config:
     """Check a mapping against the schema; `source` names it in errors.
@@ -220,7 +230,9 @@ def load(path: Path = Path("params.yaml")) -> Config:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run `crt compose` to write it from conf/") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}): run `crt compose` to rewrite it") from None
+        raise UserError(
+            f"{path} is not YAML ({str(error).splitlines()[0]}): run `crt compose` to rewrite it"
+        ) from None
     return validate(raw, str(path))
 
 
