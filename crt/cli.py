@@ -15,7 +15,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Root = Annotated[Path, typer.Option("--root", help="The repository's root.", show_default="the current folder")]
+Root = Annotated[
+    Path, typer.Option("--root", help="The repository's root.", show_default="the current folder")
+]
 
 
 @app.command()

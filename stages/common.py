@@ -13,7 +13,9 @@ try:
     from crt.config import Config, load
     from crt.errors import UserError
 except ModuleNotFoundError as error:
-    sys.exit(f"{error}: activate the project's environment first (`source .venv/bin/activate`, or use `make`)")
+    sys.exit(
+        f"{error}: activate the project's environment first (`source .venv/bin/activate`, or use `make`)"
+    )
 
 
 def run(stage: Callable[[Config], None]) -> None:

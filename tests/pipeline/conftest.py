@@ -1,0 +1,85 @@
+"""Real git + DVC repositories: a copy of this project, run as a user runs it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Project:
+    """A git + DVC repository under test."""
+
+    root: Path
+
+    def run(self, *command: str, check: bool = True, env: dict[str, str] | None = None):
+        """Run a command in the repository, with this environment's programs first on the path."""
+        full = {**os.environ, "DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
+        full["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{full['PATH']}"
+        for name in list(full):  # what a dvc or pytest process around this one left
+            if name.startswith("DVC_") and name != "DVC_NO_ANALYTICS":
+                del full[name]
+        done = subprocess.run(command, cwd=self.root, env=full, capture_output=True, text=True, timeout=600)
+        assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def stages_run(self, *command: str) -> list[str]:
+        """Run a DVC command and return the names of the stages that really ran, in order."""
+        done = self.run(*command)
+        return re.findall(r"Running stage '([^']+)'", done.stdout + done.stderr)
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", message)
+
+    def copy(self, to: Path) -> "Project":
+        """A second checkout with its own cache, in the same state."""
+        shutil.copytree(self.root, to, symlinks=True)
+        return Project(to)
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory) -> Project:
+    """A new repository with this project's files, the sample data pulled, nothing run; smoke settings."""
+    root = tmp_path_factory.mktemp("project") / "repo"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout.split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+    (root / "dvc.lock").unlink(missing_ok=True)
+    project = Project(root)
+    project.run("git", "init", "-q", "-b", "main")
+    project.run("git", "config", "user.name", "tester")
+    project.run("git", "config", "user.email", "tester@example.org")
+    project.run("dvc", "pull", "data.dvc")
+    project.run("crt", "compose", "+experiment=smoke")
+    project.commit("project")
+    return project
+
+
+@pytest.fixture(scope="session")
+def reproduced(fresh) -> tuple[Project, list[str]]:
+    """The same after one `dvc repro`, committed; and which stages ran."""
+    ran = fresh.stages_run("dvc", "repro")
+    fresh.commit("first run")
+    return fresh, ran
+
+
+@pytest.fixture
+def project(reproduced, tmp_path) -> Project:
+    """A copy of the reproduced project that a test may change."""
+    return reproduced[0].copy(tmp_path / "repo")

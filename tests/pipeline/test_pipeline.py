@@ -1,0 +1,167 @@
+"""The user's path: repro, no-op, another student, a new drop, a colleague's clone."""
+
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+
+PREPARE = ["prepare@2025-01", "prepare@2025-02", "prepare@2025-03"]
+AFTER_STUDENT = ["student", "certify@student", "gate", "report"]
+
+
+def test_one_repro_runs_every_stage_and_leaves_every_result(reproduced):
+    project, ran = reproduced
+    assert sorted(ran) == sorted(
+        [
+            "prepare_test",
+            *PREPARE,
+            "teacher",
+            "baseline",
+            "certify@teacher",
+            "certify@baseline",
+            *AFTER_STUDENT,
+        ]
+    )
+    for role in ("teacher", "student"):
+        metrics = json.loads((project.root / f"results/certify/{role}.json").read_text())
+        assert 0 <= metrics["acr"] <= 0.25 * 4
+        assert (
+            len((project.root / f"certificates/{role}.tsv").read_text().splitlines()) == 1 + metrics["images"]
+        )
+    assert (project.root / "report/index.html").stat().st_size > 10_000
+    assert "student" in (project.root / "report/MODEL_CARD.md").read_text().lower()
+    assert not list((project.root / ".work").glob("*")), "resume files of finished stages stay behind"
+    assert project.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_metrics_and_plots_are_dvcs(reproduced):
+    project, _ = reproduced
+    shown = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)
+    files = shown[""]["data"]
+    assert "acr" in files["results/certify/student.json"]["data"]
+    assert "error" not in json.dumps(shown)
+    out = project.run("dvc", "plots", "show", "-o", str(project.root.parent / "plots"))
+    page = (project.root.parent / "plots" / "index.html").read_text()
+    assert "certified_accuracy" in page, out.stdout
+
+
+def test_a_second_repro_runs_nothing(project):
+    start = time.monotonic()
+    assert project.stages_run("dvc", "repro") == []
+    assert time.monotonic() - start < 20  # a few seconds on a free machine; this one may be busy
+    assert project.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_another_student_runs_only_what_follows(project):
+    ran = project.stages_run("dvc", "exp", "run", "-S", "student=convnext", "-S", "+experiment=smoke")
+    assert ran == AFTER_STUDENT
+    params = json.loads(project.run("dvc", "params", "diff", "--json").stdout)
+    assert params["params.yaml"]["student.key"] == {"old": "resnet", "new": "convnext"}
+    diff = json.loads(project.run("dvc", "metrics", "diff", "--json").stdout)
+    assert any("acr" in key for key in diff["results/certify/student.json"])
+    assert "results/certify/teacher.json" not in diff
+    shown = json.loads(project.run("dvc", "exp", "show", "--json").stdout)
+    assert len(shown[0]["experiments"] or shown[-1]["experiments"]) == 1
+    # Back again: everything is in the run cache.
+    project.run("crt", "compose", "+experiment=smoke")
+    assert project.stages_run("dvc", "repro") == []
+
+
+def test_a_new_drop_prepares_itself_alone_and_spares_the_teacher(project, tmp_path):
+    delivery = tmp_path / "delivery"
+    rng = np.random.default_rng(0)
+    from PIL import Image
+
+    for label in range(10):
+        (delivery / str(label)).mkdir(parents=True)
+        for i in range(3):
+            pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(delivery / str(label) / f"{i}.png")
+    project.run("crt", "ingest", str(delivery), "--drop", "2025-04")
+    # ingest composes the default settings; these tests go on with the smoke settings
+    project.run("crt", "compose", "+experiment=smoke")
+    project.commit("drop 2025-04")
+    ran = project.stages_run("dvc", "repro")
+    assert ran == ["prepare@2025-04", *AFTER_STUDENT]
+    counts = json.loads((project.root / "results/prepare/2025-04.json").read_text())
+    assert counts["images"] == 30
+    diff = json.loads(project.run("dvc", "metrics", "diff", "--json").stdout)
+    assert "results/prepare/2025-04.json" in diff
+    assert "results/certify/student.json" in diff
+
+
+def test_a_change_of_the_test_set_retrains_nothing(project):
+    test = project.root / "data/test"
+    npz = next(test.glob("*.npz"))
+    with np.load(npz) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    npz.chmod(0o644)
+    extra = np.random.default_rng(1).integers(0, 256, (1, 8, 8), dtype=np.uint8)
+    np.savez(npz, images=np.concatenate([images, extra]), labels=np.append(labels, 3))
+    project.run("dvc", "add", "data")
+    ran = project.stages_run("dvc", "repro")
+    assert "teacher" not in ran
+    assert "student" not in ran
+    assert {"prepare_test", "certify@teacher", "certify@student", "gate", "report"} <= set(ran)
+
+
+def test_a_colleague_pulls_and_trains_nothing(project, tmp_path):
+    remote = tmp_path / "team"
+    project.run("dvc", "remote", "add", "-d", "team", str(remote))
+    project.commit("a remote for the team")
+    project.run("dvc", "push")
+    colleague = type(project)(tmp_path / "clone")
+    project.run("git", "clone", "-q", str(project.root), str(colleague.root))
+    assert colleague.stages_run("dvc", "repro", "--pull") == []
+    for path in ("models/student/model.safetensors", "certificates/student.tsv", "report/index.html"):
+        assert (colleague.root / path).read_bytes() == (project.root / path).read_bytes()
+    assert colleague.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_the_same_seed_gives_the_same_bytes(project):
+    model = project.root / "models/student/model.safetensors"
+    rows = [line.split("\t") for line in (project.root / "certificates/student.tsv").read_text().splitlines()]
+    before = model.read_bytes()
+    shutil.rmtree(project.root / "models/student")
+    ran = project.stages_run("dvc", "repro", "--force", "--single-item", "student", "certify@student")
+    assert ran == ["student", "certify@student"]
+    assert model.read_bytes() == before
+    again = [
+        line.split("\t") for line in (project.root / "certificates/student.tsv").read_text().splitlines()
+    ]
+    time_column = rows[0].index("time")
+    for row in (*rows, *again):
+        row[time_column] = ""
+    assert again == rows
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("sed", "-i", "s/^sigma:.*/sigma: -1/", "params.yaml"), "sigma"),
+        (("sed", "-i", "s/^sigma:/sgima:/", "params.yaml"), "sigma"),
+        (("sed", "-i", "s/^7$//", "data/classes.txt"), "classes.txt"),
+    ],
+)
+def test_a_wrong_input_ends_before_any_work(project, command, said):
+    (project.root / "data/classes.txt").chmod(0o644)
+    project.run(*command)
+    if said == "classes.txt":
+        project.run("dvc", "add", "data")
+    done = project.run("dvc", "repro", "--force", check=False)
+    assert done.returncode != 0
+    text = done.stdout + done.stderr
+    assert said in text
+    assert "Traceback" not in text
+
+
+def test_a_missing_teacher_ends_in_a_sentence(project):
+    shutil.rmtree(project.root / "models/teacher")
+    done = project.run("python", "stages/student.py", check=False)
+    assert done.returncode == 1
+    assert "models/teacher" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,137 @@
+"""conf/, its schema and params.yaml belong together."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from crt import config as schema
+from crt.commands.compose import compose_params, composed
+from crt.config import Config, load, validate
+from crt.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+GROUPS = ["data", "teacher", "student", "method", "certify", "runtime"]
+OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((ROOT / "conf" / group).glob("*.yaml"))]
+PRESETS = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def raw() -> dict:
+    return yaml.safe_load(composed(ROOT, [])[0])
+
+
+def test_params_yaml_is_what_conf_composes_to():
+    text, _ = composed(ROOT, [])
+    assert (ROOT / "params.yaml").read_text() == text, "params.yaml drifted from conf/: run `crt compose`"
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_validates(group, option):
+    overrides = [f"{group}={option}"]
+    if group == "data":  # settings for one data set refuse to go with another
+        overrides.append("data.name=" + option)
+    text, config = composed(ROOT, overrides)
+    section = getattr(config, group)
+    if group in ("teacher", "student"):
+        assert section.key == option  # what `dvc exp show` tells experiments apart by
+    assert yaml.safe_load(text)[group] == section.model_dump()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_composes_and_validates(preset):
+    name = [] if preset in ("smoke", "folder") else [f"data.name={preset}"]
+    _, config = composed(ROOT, [f"+experiment={preset}", *name])
+    assert config.sigma > 0
+
+
+def test_a_preset_for_another_data_set_is_refused():
+    with pytest.raises(UserError, match="crt get-data cifar10"):
+        composed(ROOT, ["+experiment=cifar10"])
+
+
+def _models() -> list[type[BaseModel]]:
+    return [m for m in vars(schema).values() if isinstance(m, type) and issubclass(m, schema.Section)]
+
+
+def test_the_schema_has_no_defaults_and_changes_no_value(raw):
+    # Stages do not list crt/config.py as a dependency; this is why they need not.
+    for model in _models():
+        for name, info in model.model_fields.items():
+            assert info.is_required(), f"{model.__name__}.{name} has a default outside conf/"
+    assert Config.model_validate(raw).model_dump() == raw
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("student.learning_rate", 0.1, "student.learning_rate is not a known key"),
+        ("student.lr", "fast", "student.lr"),
+        ("student.lr", -0.1, "greater than 0"),
+        ("student.lr", float("nan"), "student.lr"),
+        ("sigma", 0, "sigma"),
+        ("teacher.drop", "2031-01", "not among data.drops"),
+        ("data.drops", [], "data.drops"),
+        ("data.drops", ["a", "a"], "twice"),
+        ("data.drops", ["../a"], "data.drops"),
+        ("data.channels", 4, "data.channels"),
+        ("method.alpha", 1.5, "method"),
+        ("method", {"name": "magic"}, "method"),
+        ("certify.n", 9, "set certify.n to at least 10"),
+        ("certify.radii", [0.5, 0.25], "ascending"),
+        ("runtime.device", "gpu", "runtime.device"),
+        ("runtime.precision", "float16", "runtime.precision"),
+        ("student.warmup_epochs", 400, "warmup_epochs"),
+    ],
+)
+def test_a_wrong_value_ends_in_one_sentence_that_names_it(raw, path, value, said):
+    broken = copy.deepcopy(raw)
+    *parents, last = path.split(".")
+    section = broken
+    for parent in parents:
+        section = section[parent]
+    section[last] = value
+    with pytest.raises(UserError) as error:
+        validate(broken, "params.yaml")
+    message = str(error.value)
+    assert said in message
+    assert message.startswith("params.yaml: ")
+    assert "\n" not in message
+
+
+def test_a_teacher_is_not_trained_by_transfer(raw):
+    broken = copy.deepcopy(raw)
+    broken["teacher"]["method"] = {"name": "crt", "alpha": 1.0}
+    with pytest.raises(UserError, match=r"teacher\.method"):
+        validate(broken, "params.yaml")
+
+
+def test_least_n_is_the_least():
+    """n = 10 can just certify at alpha = 0.001: 0.001 ** (1/10) = 0.5012 > 1/2, and 0.001 ** (1/9) = 0.464."""
+    _, config = composed(ROOT, ["certify.n=10"])
+    assert config.certify.n == 10
+    with pytest.raises(UserError):
+        composed(ROOT, ["certify.n=9"])
+
+
+def test_load_names_the_remedy(tmp_path):
+    with pytest.raises(UserError, match="crt compose"):
+        load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1,")
+    with pytest.raises(UserError, match="not YAML"):
+        load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("")
+    with pytest.raises(UserError, match="empty"):
+        load(tmp_path / "params.yaml")
+
+
+def test_compose_replaces_params_yaml_only_when_it_fits(tmp_path):
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    compose_params(tmp_path, ["student=convnext"])
+    before = (tmp_path / "params.yaml").read_text()
+    assert load(tmp_path / "params.yaml").student.key == "convnext"
+    with pytest.raises(UserError):
+        compose_params(tmp_path, ["student.lr=-1"])
+    assert (tmp_path / "params.yaml").read_text() == before
