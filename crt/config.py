@@ -126,14 +126,15 @@ class Student(Recipe):
 class Certify(Section):
     """Randomized smoothing's certification (Cohen et al. 2019, section 3.2.2)."""
 
-    mode: Literal["exact"]
+    mode: Literal["exact", "adaptive"]  # adaptive: draw until the place among radii is decided
     n0: Count  # noise draws that select the class
-    n: Count  # noise draws that estimate its probability
+    n: Count  # noise draws that estimate its probability; in adaptive mode at most so many
     alpha: Annotated[float, Field(gt=0, lt=1)]
     radii: Annotated[list[NonNegative], Field(min_length=1)]  # l2 radii to report, [0,1] pixel units
     stride: Count  # certify every stride-th test image
     max_images: Count | None  # at most so many; null: all
     skip_misclassified: bool  # spend no estimation draws where the selected class is not the label
+    allow_sigma_mismatch: bool  # certify a model that was trained with another sigma
     batch_size: Count | None  # noisy images per forward pass; null: chosen from memory
 
     @model_validator(mode="after")
