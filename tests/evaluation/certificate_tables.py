@@ -1,0 +1,107 @@
+"""Certificates files for the tests of evaluation and report."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import beta, norm
+
+from crt.evaluation.certificates import FIELDS
+
+SETTINGS: dict[str, Any] = {
+    "sigma": 0.25,
+    "alpha": 0.001,
+    "n0": 100,
+    "n": 1000,
+    "mode": "exact",
+    "radii": [0.0, 0.25, 0.5],
+    "seed": 0,
+    "stride": 1,
+    "max_images": None,
+    "skip_misclassified": True,
+    "model_fingerprint": "a" * 64,
+    "data_fingerprint": "b" * 64,
+    "device": "cpu",
+    "precision": "float32",
+    "compile": False,
+    "versions": {"torch": "2.9"},
+    "seconds": 12.0,
+    "forward_passes": 5000,
+}
+
+
+def certified(
+    idx: int, radius: float, label: int = 3, predict: int = 3, p_lower: float | None = None
+) -> list[str]:
+    bound = norm.cdf(radius / SETTINGS["sigma"]) if p_lower is None else p_lower
+    correct = str(int(label == predict))
+    return [
+        *map(str, (idx, label, predict)),
+        repr(radius),
+        correct,
+        "0.5",
+        f"image{idx}.png",
+        "990",
+        "1000",
+        repr(float(bound)),
+        "certified",
+    ]
+
+
+def abstained(idx: int, label: int = 3) -> list[str]:
+    return [
+        str(idx),
+        str(label),
+        "-1",
+        "0.0",
+        "0",
+        "0.5",
+        f"image{idx}.png",
+        "500",
+        "1000",
+        "0.45",
+        "abstained",
+    ]
+
+
+def misclassified(idx: int, label: int = 3, predict: int = 4) -> list[str]:
+    return [
+        str(idx),
+        str(label),
+        str(predict),
+        "",
+        "0",
+        "0.1",
+        f"image{idx}.png",
+        "0",
+        "0",
+        "",
+        "misclassified",
+    ]
+
+
+def from_votes(idx: int, n_a: int, label: int = 3, predict: int = 3, n: int = 1000) -> list[str]:
+    """The row that exact certification writes for `n_a` votes of `n`."""
+    p_lower = float(beta.ppf(SETTINGS["alpha"], n_a, n - n_a + 1)) if n_a else 0.0
+    if p_lower < 0.5:
+        return abstained(idx, label)
+    return certified(idx, float(SETTINGS["sigma"] * norm.ppf(p_lower)), label, predict, p_lower)
+
+
+def write_table(tsv: Path, rows: Sequence[Sequence[str]], **settings: Any) -> Path:
+    """Write a certificates file and the settings beside it."""
+    tsv.parent.mkdir(parents=True, exist_ok=True)
+    with tsv.open("w", newline="") as file:
+        writer = csv.writer(file, dialect="excel-tab", lineterminator="\n")
+        writer.writerows([FIELDS, *rows])
+    tsv.with_suffix(".json").write_text(json.dumps(SETTINGS | settings))
+    return tsv
+
+
+def write_unpinned(tsv: Path) -> Path:
+    """The baseline's files when no release is pinned."""
+    write_table(tsv, [])
+    tsv.with_suffix(".json").write_text('{"pinned": false}')
+    return tsv

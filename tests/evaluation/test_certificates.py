@@ -1,0 +1,123 @@
+import json
+
+import numpy as np
+import pytest
+from certificate_tables import SETTINGS, abstained, certified, misclassified, write_table, write_unpinned
+
+from crt.errors import UserError
+from crt.evaluation.certificates import FIELDS, is_pinned, read_certificates
+
+
+def test_rows_are_read_in_the_order_of_images(tmp_path):
+    tsv = write_table(tmp_path / "a.tsv", [misclassified(2), certified(0, 0.123456789012345), abstained(1)])
+    table = read_certificates(tsv)
+    assert table.idx.tolist() == [0, 1, 2]
+    assert table.predict.tolist() == [3, -1, 4]
+    assert table.radius.tolist() == [0.123456789012345, 0.0, 0.0]
+    assert table.correct.tolist() == [True, False, False]
+    assert table.status.tolist() == ["certified", "abstained", "misclassified"]
+    assert table.n.tolist() == [1000, 1000, 0]
+    assert table.name == ["image0.png", "image1.png", "image2.png"]
+    assert table.settings == SETTINGS
+    assert table.radii == [0.0, 0.25, 0.5]
+
+
+def test_right_radius_and_right_at_need_the_right_class(tmp_path):
+    rows = [certified(0, 0.25), certified(1, 0.9, predict=4), certified(2, 0.0), abstained(3)]
+    table = read_certificates(write_table(tmp_path / "a.tsv", rows))
+    assert table.right_radius.tolist() == [0.25, 0, 0, 0]
+    assert table.right_at(0.0).tolist() == [True, False, True, False]
+    assert table.right_at(0.25).tolist() == [True, False, False, False]
+    assert not table.right_at(np.nextafter(0.25, 1)).any()
+
+
+def test_a_name_with_tab_and_quote_survives(tmp_path):
+    row = certified(0, 0.25)
+    row[6] = 'a "quoted"\tname.png'
+    assert read_certificates(write_table(tmp_path / "a.tsv", [row])).name == ['a "quoted"\tname.png']
+
+
+def changed(field: str, value: str, row: list[str]) -> list[str]:
+    return [value if name == field else old for name, old in zip(FIELDS, row, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (certified(1, 0.5)[:-1], "10 columns instead of 11"),
+        (certified(0, 0.5), "image 0 appears twice"),
+        (changed("idx", "one", certified(1, 0.5)), "one"),
+        (changed("idx", "-1", certified(1, 0.5)), "out of range"),
+        (changed("radius", "", certified(1, 0.5)), "needs a radius"),
+        (changed("radius", "nan", certified(1, 0.5)), "radius is nan"),
+        (changed("radius", "inf", certified(1, 0.5)), "radius is inf"),
+        (changed("radius", "-0.5", certified(1, 0.5)), "radius is -0.5"),
+        (changed("correct", "0", certified(1, 0.5)), "correct is 0"),
+        (changed("correct", "True", certified(1, 0.5)), "neither 0 nor 1"),
+        (changed("predict", "4", certified(1, 0.5)), "correct is 1"),
+        (changed("predict", "-1", certified(1, 0.5)), "predict is -1"),
+        (changed("n_a", "1001", certified(1, 0.5)), "out of range"),
+        (changed("p_lower", "0.4", certified(1, 0.5)), "at least 1/2"),
+        (changed("p_lower", "1.4", certified(1, 0.5)), "out of range"),
+        (changed("time", "-1", certified(1, 0.5)), "out of range"),
+        (changed("status", "certifi", certified(1, 0.5)), "none of certified"),
+        (changed("radius", "0.5", abstained(1)), "has a radius"),
+        (changed("correct", "1", misclassified(1)), "correct is 1"),
+    ],
+)
+def test_a_damaged_row_is_named_by_its_line(tmp_path, row, says):
+    tsv = write_table(tmp_path / "a.tsv", [certified(0, 0.5), row, certified(7, 0.5)])
+    with pytest.raises(UserError, match="line 3 is damaged") as error:
+        read_certificates(tsv)
+    assert says in str(error.value)
+    assert str(tsv) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_cut_at_any_byte_of_its_last_row_is_refused(tmp_path):
+    tsv = write_table(tmp_path / "a.tsv", [certified(0, 0.5), certified(1, 0.5)])
+    whole = tsv.read_bytes()
+    start = whole.rstrip().rindex(b"\n") + 1
+    for end in range(start + 1, len(whole) - 1):
+        tsv.write_bytes(whole[:end])
+        with pytest.raises(UserError, match="line 3"):
+            read_certificates(tsv)
+
+
+def test_other_damage(tmp_path):
+    tsv = tmp_path / "a.tsv"
+    with pytest.raises(UserError, match=r"a\.json is missing"):
+        read_certificates(tsv)
+    tsv.with_suffix(".json").write_text(json.dumps(SETTINGS))
+    with pytest.raises(UserError, match=r"a\.tsv is missing"):
+        read_certificates(tsv)
+    tsv.write_text("")
+    with pytest.raises(UserError, match="line 1 is not the header"):
+        read_certificates(tsv)
+    tsv.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="is damaged"):
+        read_certificates(tsv)
+    write_table(tsv, [])
+    with pytest.raises(UserError, match="holds no image"):
+        read_certificates(tsv)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("not JSON", "is not JSON"),
+        ("[1]", "holds no JSON object"),
+        (json.dumps({key: value for key, value in SETTINGS.items() if key != "sigma"}), "lacks 'sigma'"),
+        (json.dumps(SETTINGS | {"n": "1000"}), "has no valid 'n'"),
+    ],
+)
+def test_damaged_settings(tmp_path, settings, says):
+    tsv = write_table(tmp_path / "a.tsv", [certified(0, 0.5)])
+    tsv.with_suffix(".json").write_text(settings)
+    with pytest.raises(UserError, match=says):
+        read_certificates(tsv)
+
+
+def test_pinned(tmp_path):
+    assert is_pinned(write_table(tmp_path / "a.tsv", [certified(0, 0.5)]))
+    assert not is_pinned(write_unpinned(tmp_path / "b.tsv"))
