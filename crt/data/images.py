@@ -1,0 +1,132 @@
+"""One image file: decode it, bring it to the network's format, hash its pixels.
+
+Training, certification and prediction all read images through here, so that all of them see the same pixels.
+"""
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from crt.errors import UserError
+
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"},
+)
+# Only formats that Pillow decodes itself: EPS, for one, would be handed to Ghostscript.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """What the network takes: `channels` (1 grey, 3 RGB), height and width `image_size` in pixels.
+
+    `resize` says what may be done to get there. `none`: nothing, another size or mode is an error. `crop`: the
+    centre square, scaled. `squash`: the whole image, scaled. The last two also turn grey and CMYK into RGB.
+    Colour is never turned into grey and an alpha channel is never dropped: that would be guessing.
+    """
+
+    channels: int
+    image_size: int
+    resize: str
+
+
+class ImageError(UserError):
+    """An image that cannot be used; `reason` says why, without the file's name."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
+        return type(self), (self.name, self.reason)
+
+
+class UnreadableImageError(ImageError):
+    """The file is no image, or a damaged one."""
+
+
+class MisfitImageError(ImageError):
+    """A sound image of the wrong size or mode."""
+
+
+def decode_image(path: Path, fmt: ImageFormat) -> np.ndarray:
+    """Read an image file as uint8 [H, W, C] in the given format.
+
+    Raises:
+        UnreadableImageError: the file cannot be decoded to its end, or has more than Pillow's limit of pixels.
+        MisfitImageError: its mode or size is not what the network takes.
+    """
+    image = load_image(path)
+    return _fit(image, fmt, str(path))
+
+
+def fit_array(pixels: np.ndarray, fmt: ImageFormat, name: str) -> np.ndarray:
+    """Bring uint8 pixels [H, W, C] with C of 1 or 3 to the given format.
+
+    Raises:
+        MisfitImageError: the number of channels or the size is not what the network takes.
+    """
+    if pixels.shape == (fmt.image_size, fmt.image_size, fmt.channels):
+        return pixels
+    image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
+    return _fit(image, fmt, name)
+
+
+def load_image(path: Path) -> Image.Image:
+    """Decode an image file completely, as it is.
+
+    Raises:
+        UnreadableImageError: see `decode_image`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(path, formats=_FORMATS) as image:
+                image.load()
+                return image.copy()
+        except Image.UnidentifiedImageError:
+            raise UnreadableImageError(str(path), "not an image") from None
+        except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+            raise UnreadableImageError(str(path), str(error) or type(error).__name__) from None
+
+
+def pixel_hash(pixels: np.ndarray) -> str:
+    """SHA-256 hex of shape and pixels: the same picture in another file format has the same hash."""
+    digest = hashlib.sha256("x".join(str(side) for side in pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+def _fit(image: Image.Image, fmt: ImageFormat, name: str) -> np.ndarray:
+    image = _to_channels(image, fmt, name)
+    size = fmt.image_size
+    if image.size != (size, size):
+        width, height = image.size
+        if fmt.resize == "none":
+            raise MisfitImageError(name, f"{width}x{height} pixels instead of {size}x{size}")
+        box = (0.0, 0.0, float(width), float(height))
+        if fmt.resize == "crop":
+            side = min(width, height)
+            left, top = (width - side) / 2, (height - side) / 2
+            box = (left, top, left + side, top + side)
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(image, dtype=np.uint8).reshape(size, size, fmt.channels)
+
+
+def _to_channels(image: Image.Image, fmt: ImageFormat, name: str) -> Image.Image:
+    wanted = "L" if fmt.channels == 1 else "RGB"
+    # The same pixels in a more compact form: nothing is lost.
+    if image.mode == "P" and "transparency" not in image.info:
+        image = image.convert("RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
+    if image.mode == wanted:
+        return image
+    if fmt.resize != "none" and wanted == "RGB" and image.mode in ("L", "CMYK"):
+        return image.convert("RGB")
+    raise MisfitImageError(name, f"mode {image.mode} instead of {wanted}")

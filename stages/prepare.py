@@ -1,0 +1,40 @@
+"""Stages prepare@<drop> (`prepare.py train/<drop>`) and prepare_test (`prepare.py test`): raw images to arrays."""
+
+import json
+import sys
+from pathlib import Path
+
+from common import run
+
+from crt.config import Config
+from crt.data.drops import check_data_dir, read_classes
+from crt.data.files import write_text
+from crt.data.images import ImageFormat
+from crt.data.prepare import prepare_drop
+from crt.data.store import read_hashes
+
+DATA, PREPARED, RESULTS = Path("data"), Path("prepared"), Path("results/prepare")
+
+
+def main(config: Config) -> None:
+    part = sys.argv[1]
+    is_test = part == "test"
+    name = part.removeprefix("train/")
+    data = config.data
+    if not is_test:
+        check_data_dir(DATA, [name])
+    summary = prepare_drop(
+        DATA / part,
+        PREPARED / part,
+        classes=read_classes(DATA, data.num_classes),
+        fmt=ImageFormat(data.channels, data.image_size, data.resize),
+        skip_unreadable=data.skip_unreadable,
+        test_hashes=None if is_test else read_hashes(PREPARED / "test/index.parquet"),
+        workers=config.runtime.workers,
+        need_labels=is_test,
+    )
+    write_text(RESULTS / f"{name}.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)
