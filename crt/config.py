@@ -74,6 +74,59 @@ class Consistency(Section):
     eta: NonNegative  # weight of the entropy term
 
 
+class SmoothAdv(Section):
+    """Salman et al. 2019: cross-entropy on noised adversaries of the smoothed classifier."""
+
+    name: Literal["smoothadv"]
+    attack: Literal["pgd", "ddn"]
+    epsilon: Positive  # l2 norm of the attack, [0,1] pixel units
+    steps: Count  # of the attack
+    num_noise: Count  # noise draws per image
+    warmup_epochs: Annotated[int, Field(ge=0)]  # epochs until epsilon is reached
+
+
+class Macer(Section):
+    """Zhai et al. 2020: cross-entropy of the mean prediction, and a hinge on the certified radius."""
+
+    name: Literal["macer"]
+    num_noise: Count  # noise draws per image
+    lbd: NonNegative  # weight of the radius term
+    gamma: Positive  # hinge; radii above sigma * gamma / 2 are not pushed further
+    beta: Positive  # inverse temperature of the radius term
+    defer_epochs: Annotated[int, Field(ge=0)]  # epochs trained without the radius term
+
+
+class SmoothMix(Section):
+    """Jeong et al. 2021: between an image and its adversary the label is mixed with the uniform one."""
+
+    name: Literal["smoothmix"]
+    num_noise: Count  # noise draws per image
+    steps: Count  # of the attack
+    step_size: Positive  # l2 length of one step of the attack, [0,1] pixel units
+    mix_step: Annotated[int, Field(ge=0)]  # the attack's iterate that mixing starts from; 0: the image
+    eta: NonNegative  # weight of the mix term
+    warmup_epochs: Annotated[int, Field(ge=0)]  # epochs until eta is reached
+
+    @model_validator(mode="after")
+    def _mixes_from_an_iterate(self) -> "SmoothMix":
+        if self.mix_step >= self.steps:
+            raise ValueError(f"mix_step ({self.mix_step}) must be less than steps ({self.steps})")
+        return self
+
+
+class Catrs(Section):
+    """Jeong et al. 2023: as many of the easiest noises as the image's confidence allows, or the worst case too."""
+
+    name: Literal["catrs"]
+    num_noise: Count  # noise draws per image
+    steps: Count  # of the attack on the noise
+    epsilon: Positive  # l2 norm of the attack, [0,1] pixel units
+    lbd: NonNegative  # weight of the worst-case term
+    votes_from: Literal["teacher", "self"]  # whose class frequencies are the worst case's target
+    num_votes: Count  # noise draws per image and step that estimate them
+    vote_sigma: Positive  # noise of these draws
+
+
 class Crt(Section):
     """Vaishnavi et al. 2022: match the teacher's logits on noised images."""
 
@@ -81,7 +134,9 @@ class Crt(Section):
     alpha: Share  # weight of the transfer loss; 1 - alpha goes to cross-entropy with the labels
 
 
-Method = Annotated[Gaussian | Consistency | Crt, Field(discriminator="name")]
+Method = Annotated[
+    Gaussian | SmoothAdv | Macer | Consistency | SmoothMix | Catrs | Crt, Field(discriminator="name")
+]
 
 
 class Recipe(Section):
@@ -116,6 +171,8 @@ class Teacher(Recipe):
     def _no_teacher_of_its_own(self) -> "Teacher":
         if self.method.name == "crt":
             raise ValueError("a teacher has no teacher of its own: choose another teacher.method than crt")
+        if self.method.name == "catrs" and self.method.votes_from == "teacher":
+            raise ValueError("a teacher has no teacher of its own: set teacher.method.votes_from to self")
         return self
 
 
