@@ -1,19 +1,12 @@
-"""Writing small result files whole or not at all."""
+"""Small result files."""
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-
-def write_text(path: Path, text: str) -> None:
-    """Write aside, then rename: a kill leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(partial, path)
+from crt.data.files import write_text
 
 
 def write_json(path: Path, content: Any) -> None:
