@@ -1,0 +1,42 @@
+"""Processes that share the images of one run, as torchrun starts them. Without torchrun: one process."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from crt.errors import UserError
+
+
+def rank() -> int:
+    """This process' number among `world_size()`."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def all_done() -> Iterator[None]:
+    """Leave the block only when every process has left it.
+
+    Raises:
+        UserError: another process ended before its share was done.
+    """
+    if world_size() == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", timeout=timedelta(days=30))  # shares may end hours apart
+    try:
+        yield
+        dist.barrier()
+    except RuntimeError as error:
+        raise UserError(
+            f"a process of this run was lost ({error}): run the same command again, finished images are kept"
+        ) from error
+    finally:
+        dist.destroy_process_group()
