@@ -2,12 +2,9 @@
 
 import hashlib
 import json
-import multiprocessing
-import os
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -26,11 +23,11 @@ from crt.data.images import (
     fit_array,
     pixel_hash,
 )
+from crt.data.parallel import map_chunks
 from crt.data.store import FORMAT
 from crt.errors import UserError
 
 _CHUNK_BYTES = 4 << 20  # pixels that one task of a worker returns
-_INLINE = 512  # so few files are decoded faster than processes start
 _ROW_GROUP = 16384
 
 
@@ -180,7 +177,8 @@ def _examine(
 
 def _rows(drop: Drop, fmt: ImageFormat, workers: int) -> Iterator[Row | ImageError]:
     """Every image of the drop in order, or what is wrong with it."""
-    yield from _file_rows(drop.files, fmt, workers or os.cpu_count() or 1)
+    chunk = max(1, min(256, _CHUNK_BYTES // (fmt.image_size**2 * fmt.channels)))
+    yield from map_chunks(partial(decode_rows, fmt=fmt), drop.files, chunk, workers)
     for archive in drop.archives:
         source = archive.path.name
         for index, pixels in enumerate(archive.images()):
@@ -193,27 +191,8 @@ def _rows(drop: Drop, fmt: ImageFormat, workers: int) -> Iterator[Row | ImageErr
             yield Row(name, int(archive.labels[index]), source, fitted, pixel_hash(fitted))
 
 
-def _file_rows(files: list[ImageFile], fmt: ImageFormat, workers: int) -> Iterator[Row | ImageError]:
-    image_bytes = fmt.image_size**2 * fmt.channels
-    size = max(1, min(256, _CHUNK_BYTES // image_bytes))
-    chunks = (files[start : start + size] for start in range(0, len(files), size))
-    if workers == 1 or len(files) <= _INLINE:
-        for chunk in chunks:
-            yield from _decode(chunk, fmt)
-        return
-    # Only so many tasks are out at a time, so that finished pixels cannot pile up when writing is the slow part.
-    # Spawned, not forked: the parent may have threads (Arrow's, BLAS's).
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        pending: deque[Future[list[Row | ImageError]]] = deque()
-        for chunk in chunks:
-            pending.append(pool.submit(_decode, chunk, fmt))
-            if len(pending) >= 2 * workers:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
-
-
-def _decode(files: list[ImageFile], fmt: ImageFormat) -> list[Row | ImageError]:
+def decode_rows(files: list[ImageFile], fmt: ImageFormat) -> list[Row | ImageError]:
+    """Decode image files; an error stands in the place of its image."""
     rows: list[Row | ImageError] = []
     for file in files:
         try:
