@@ -1,0 +1,43 @@
+"""Certified Robustness Transfer: match a robust teacher's logits on noised images (Vaishnavi et al. 2022).
+
+The l2 distance of the logits bounds how much of the teacher's radius the student can lose: where the teacher's
+margin exceeds sqrt(2) times the distance, both answer the same class.
+"""
+
+import torch
+from torch import nn
+
+from crt.methods.base import Batch, Loss, Method, add_noise
+from crt.methods.terms import accuracy, cross_entropy
+
+NEEDS_LABELS = False
+
+
+def crt(teacher: nn.Module, alpha: float) -> Method:
+    """L = alpha * mean_b ||z_S(x'_b) - z_T(x'_b)||_2 + (1 - alpha) * mean_b CE(z_S(x'_b), y_b), x' = x + e.
+
+    One noise draw per image; student and teacher see the same x'. The norm is not squared. The teacher is put into
+    eval mode and gets no gradient; with alpha = 1 labels are not used at all.
+    """
+    teacher.eval()
+
+    def loss(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
+        noisy = add_noise(batch.images, sigma, generator)
+        with torch.no_grad():
+            target = teacher(noisy).float()
+        logits = model(noisy).float()
+        transfer = torch.linalg.vector_norm(logits - target, dim=1).mean()
+        label_loss = cross_entropy(logits, batch.labels)
+        # Not 0 * label_loss: that is NaN where the label loss overflows.
+        total = transfer if alpha == 1 else alpha * transfer + (1 - alpha) * label_loss
+        return Loss(
+            total,
+            {
+                "transfer": transfer.detach(),
+                "cross_entropy": label_loss.detach(),
+                "agreement": (logits.argmax(1) == target.argmax(1)).float().mean(),
+                "noisy_accuracy": accuracy(logits, batch.labels),
+            },
+        )
+
+    return loss

@@ -1,0 +1,23 @@
+"""Terms that several methods share. Labels: int64 [B], -1 = unlabelled; such images leave every mean over labels."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def labelled_mean(values: Tensor, labels: Tensor) -> Tensor:
+    """Mean of `values` [B] over the labelled images; 0, with a gradient of 0, where there are none."""
+    labelled = labels >= 0
+    return values.where(labelled, values.new_zeros(())).sum() / labelled.sum().clamp(min=1)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of logits [B, K] over the labelled images."""
+    return labelled_mean(F.cross_entropy(logits, labels, reduction="none", ignore_index=-1), labels)
+
+
+@torch.no_grad()
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of the labelled images whose largest logit is the label's; NaN where there are none."""
+    labelled = labels >= 0
+    return ((logits.argmax(1) == labels) & labelled).sum() / labelled.sum()
