@@ -7,20 +7,30 @@ from typing import Any
 from torch import nn
 
 from crt.errors import UserError
-from crt.methods import consistency, crt, gaussian
+from crt.methods import catrs, consistency, crt, gaussian, macer, smoothadv, smoothmix
 from crt.methods.base import Method
 
 # A method `name` is a module with a factory of the same name and NEEDS_LABELS.
-METHODS: dict[str, ModuleType] = {"consistency": consistency, "crt": crt, "gaussian": gaussian}
+METHODS: dict[str, ModuleType] = {
+    "catrs": catrs,
+    "consistency": consistency,
+    "crt": crt,
+    "gaussian": gaussian,
+    "macer": macer,
+    "smoothadv": smoothadv,
+    "smoothmix": smoothmix,
+}
 
 
 def build_method(name: str, settings: Mapping[str, Any], teacher: nn.Module | None) -> Method:
-    """The method `name` with its settings; `teacher` goes to the methods that learn from one (`crt`).
+    """The method `name` with its settings; `teacher` goes to the methods that learn from one (`crt`, `catrs`).
 
     Raises:
         UserError: an unknown name, or a method that needs a teacher and got none.
     """
     factory: Callable[..., Method] = getattr(_module(name), name)
+    if name == "catrs":  # its own settings say whether it needs one
+        return factory(**settings, teacher=teacher)
     if name != "crt":
         return factory(**settings)
     if teacher is None:

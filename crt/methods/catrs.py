@@ -54,7 +54,7 @@ def catrs(
         raise UserError("method.votes_from is 'teacher' but there is no teacher: set it to 'self'")
     auxiliary = teacher if votes_from == "teacher" else None
 
-    def method(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
+    def loss(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
         frequencies = vote(
             model if auxiliary is None else auxiliary, batch.images, vote_sigma, num_votes, generator
         )
@@ -73,9 +73,16 @@ def catrs(
         high = divergence.max(0).values * (easy == num_noise)
 
         label, worst_case = low.mean(), high.mean()
-        return Loss(label + lbd * worst_case, {"label": label.detach(), "worst_case": worst_case.detach()})
+        return Loss(
+            label + lbd * worst_case,
+            {
+                "cross_entropy": label.detach(),
+                "worst_case": worst_case.detach(),
+                "noisy_accuracy": confidence.mean(),
+            },
+        )
 
-    return method
+    return loss
 
 
 def vote(

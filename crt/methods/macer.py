@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from crt.methods.attacks import draw_noise, noisy_logits
 from crt.methods.base import Batch, Loss, Method
+from crt.methods.terms import accuracy
 
 NEEDS_LABELS = True
 
@@ -24,15 +25,22 @@ def macer(*, num_noise: int, lbd: float, gamma: float, beta: float, defer_epochs
         defer_epochs: epochs trained without the radius term; 0: none.
     """
 
-    def method(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
+    def loss(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
         noise = draw_noise(batch.images, sigma, num_noise, generator)
         logits = noisy_logits(model, batch.images, noise)
         label = label_term(logits, batch.labels)
         radius = radius_term(logits, batch.labels, sigma, gamma=gamma, beta=beta)
         weight = lbd if batch.epoch >= defer_epochs else 0.0
-        return Loss(label + weight * radius, {"label": label.detach(), "radius": radius.detach()})
+        return Loss(
+            label + weight * radius,
+            {
+                "cross_entropy": label.detach(),
+                "radius": radius.detach(),
+                "noisy_accuracy": accuracy(logits.flatten(0, 1), batch.labels.repeat(num_noise)),
+            },
+        )
 
-    return method
+    return loss
 
 
 def label_term(logits: Tensor, labels: Tensor) -> Tensor:

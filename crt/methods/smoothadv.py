@@ -7,6 +7,7 @@ from torch import nn
 
 from crt.methods.attacks import ddn, draw_noise, label_loss, noisy_logits, pgd, warmup
 from crt.methods.base import Batch, Loss, Method
+from crt.methods.terms import accuracy
 
 NEEDS_LABELS = True
 
@@ -28,7 +29,7 @@ def smoothadv(
     """
     attacker = {"pgd": pgd, "ddn": ddn}[attack]
 
-    def method(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
+    def loss(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
         noise = draw_noise(batch.images, sigma, num_noise, generator)
         adversaries = attacker(
             model,
@@ -39,7 +40,9 @@ def smoothadv(
             steps=steps,
             generator=generator,
         )
-        total = label_loss(noisy_logits(model, adversaries, noise), batch.labels).mean()
-        return Loss(total, {"label": total.detach()})
+        logits = noisy_logits(model, adversaries, noise)
+        total = label_loss(logits, batch.labels).mean()
+        attacked = accuracy(logits.flatten(0, 1), batch.labels.repeat(num_noise))
+        return Loss(total, {"cross_entropy": total.detach(), "adversarial_accuracy": attacked})
 
-    return method
+    return loss

@@ -16,6 +16,7 @@ from crt.methods.attacks import (
     warmup,
 )
 from crt.methods.base import Batch, Loss, Method
+from crt.methods.terms import accuracy
 
 NEEDS_LABELS = True
 
@@ -39,7 +40,7 @@ def smoothmix(
         eta: weight of the mix term, reached after `warmup_epochs` epochs (0: at once).
     """
 
-    def method(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
+    def loss(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
         weight = warmup(batch.epoch, warmup_epochs)
         noise = draw_noise(batch.images, sigma, num_noise, generator)
         iterates = trajectory(model, batch.images, batch.labels, noise, steps=steps, step_size=step_size)
@@ -60,9 +61,16 @@ def smoothmix(
         )
         correct = mean.argmax(-1) == batch.labels
         mix = (correct * divergence.sum(-1)).mean()
-        return Loss(label + eta * weight * mix, {"label": label.detach(), "mix": mix.detach()})
+        return Loss(
+            label + eta * weight * mix,
+            {
+                "cross_entropy": label.detach(),
+                "mix": mix.detach(),
+                "noisy_accuracy": accuracy(logits.flatten(0, 1), batch.labels.repeat(num_noise)),
+            },
+        )
 
-    return method
+    return loss
 
 
 def trajectory(

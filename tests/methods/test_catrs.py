@@ -75,7 +75,9 @@ def method(teacher=None, **changes):
 def test_value_and_gradient_with_its_own_votes():
     loss = agree(method(), literal())
     assert loss.parts["worst_case"] > 0
-    assert loss.total.item() == pytest.approx((loss.parts["label"] + LBD * loss.parts["worst_case"]).item())
+    assert loss.total.item() == pytest.approx(
+        (loss.parts["cross_entropy"] + LBD * loss.parts["worst_case"]).item()
+    )
 
 
 def test_value_and_gradient_with_a_teachers_votes():
@@ -191,7 +193,7 @@ def test_an_image_always_wrong_gives_its_easiest_noise_and_no_worst_case(seed):
     logits = torch.tensor([[[0.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]])
     data = type(batch())(torch.zeros(1, 1, 1, 2), torch.tensor([0]), 0.0)
     loss = method()(Scripted(logits), data, SIGMA, seeded(seed))
-    assert loss.parts["label"].item() == pytest.approx(torch.tensor(1.0).exp().log1p().item() / 3)
+    assert loss.parts["cross_entropy"].item() == pytest.approx(torch.tensor(1.0).exp().log1p().item() / 3)
     assert loss.parts["worst_case"].item() == 0
 
 
@@ -200,7 +202,7 @@ def test_an_image_always_right_has_all_noises_and_the_worst_case():
     data = type(batch())(torch.zeros(1, 1, 1, 2), torch.tensor([0]), 0.0)
     loss = method()(Scripted(logits), data, SIGMA, seeded())
     each = [torch.tensor(-z).exp().log1p().item() for z in (1.0, 2.0, 3.0)]
-    assert loss.parts["label"].item() == pytest.approx(sum(each) / 3)
+    assert loss.parts["cross_entropy"].item() == pytest.approx(sum(each) / 3)
     assert loss.parts["worst_case"].item() == pytest.approx(each[0])  # KL of a one-hot q is the cross-entropy
 
 

@@ -46,7 +46,9 @@ def method(**changes):
 def test_value_and_gradient():
     loss = agree(method(), literal())
     assert loss.parts["radius"] > 0  # the radius term is in play
-    assert loss.total.item() == pytest.approx((loss.parts["label"] + LBD * loss.parts["radius"]).item())
+    assert loss.total.item() == pytest.approx(
+        (loss.parts["cross_entropy"] + LBD * loss.parts["radius"]).item()
+    )
 
 
 def test_the_radius_term_is_not_detached():

@@ -36,7 +36,7 @@ def method(attack="pgd", **changes):
 @pytest.mark.parametrize(("attack", "slow"), [("pgd", literal_pgd), ("ddn", literal_ddn)])
 def test_value_and_gradient(attack, slow):
     loss = agree(method(attack), literal(slow))
-    assert loss.parts.keys() == {"label"}
+    assert loss.parts.keys() == {"cross_entropy", "adversarial_accuracy"}
 
 
 @pytest.mark.parametrize(("epoch", "scale"), [(0.0, 0.1), (3.5, 0.4), (9.0, 1.0)])

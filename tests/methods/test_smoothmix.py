@@ -75,7 +75,7 @@ def method(mix_step=1, **changes):
 def test_value_and_gradient(mix_step):
     loss = agree(method(mix_step), literal(mix_step))
     assert loss.parts["mix"] > 0
-    assert loss.total.item() == pytest.approx((loss.parts["label"] + ETA * loss.parts["mix"]).item())
+    assert loss.total.item() == pytest.approx((loss.parts["cross_entropy"] + ETA * loss.parts["mix"]).item())
 
 
 @pytest.mark.parametrize(("epoch", "weight"), [(0.0, 0.1), (4.7, 0.5), (9.0, 1.0)])
