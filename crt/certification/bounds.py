@@ -1,7 +1,16 @@
-"""The statistics of randomized smoothing: confidence bounds, the radius, the test behind PREDICT. No torch, no I/O."""
+"""The statistics of randomized smoothing: confidence bounds, the radius, stopping tables, PREDICT's test. No torch, no I/O."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.signal import fftconvolve
 from scipy.special import ndtr, ndtri
-from scipy.stats import beta, binomtest
+from scipy.stats import beta, binom, binomtest
+
+FIRST_LOOK, GROWTH = 64, 1.05  # looks at the votes, and how much further on the next one is
+FUTILITY = 0.01  # chance, at each look, to give up a radius that the last look would just have certified
 
 
 def lower_bound(k: int, n: int, alpha: float) -> float:
@@ -15,7 +24,7 @@ def upper_bound(k: int, n: int, alpha: float) -> float:
 
 
 def radius(p_lower: float, sigma: float) -> float:
-    """l2 radius within which a class of probability >= p_lower stays on top (Cohen et al. 2019, theorem 1, p_B = 1 - p_A)."""
+    """l2 radius in which a class of probability >= p_lower stays on top (Cohen et al. 2019, theorem 1, p_B = 1 - p_A)."""
     return float(sigma * ndtri(p_lower))
 
 
@@ -29,12 +38,79 @@ def leads(first: int, second: int, alpha: float) -> bool:
 
     The two-sided level covers that the leader is chosen from the same votes (Hung and Fithian 2019).
     """
-    return bool(first + second > 0 and binomtest(first, first + second, 0.5).pvalue <= alpha)
+    return bool(binomtest(first, first + second, 0.5).pvalue <= alpha)
 
 
 def least_draws(alpha: float) -> int:
     """Fewest draws that can certify anything: the smallest n with lower_bound(n, n, alpha) = alpha^(1/n) > 1/2."""
-    n = 1
-    while alpha ** (1 / n) <= 0.5:
-        n += 1
-    return n
+    return math.floor(math.log(alpha) / math.log(0.5)) + 1
+
+
+@dataclass(frozen=True)
+class StoppingTable:
+    """When to stop drawing: after `looks[i]` draws, `enough[j][i]` votes certify radii[j], `futile[j][i]` give it up.
+
+    The radii ascend from 0. A radius counts as certified only after all smaller ones, so a false certificate needs the
+    smallest untrue radius to be certified: that one test, at level alpha, is the level of all of them together.
+    """
+
+    radii: tuple[float, ...]
+    p_lower: tuple[float, ...]  # the class probability that each radius needs
+    looks: tuple[int, ...]
+    enough: tuple[tuple[int, ...], ...]
+    futile: tuple[tuple[int, ...], ...]
+
+
+def stopping_table(radii: Sequence[float], sigma: float, n: int, alpha: float) -> StoppingTable:
+    """The table for l2 radii to report (0, the bare class, is added), with at most n draws."""
+    ladder = (0.0, *sorted(set(radii) - {0.0}))
+    needed = tuple(probability_at(r, sigma) for r in ladder)
+    schedule = looks(n)
+    enough = tuple(enough_votes(p, schedule, alpha) for p in needed)
+    futile = tuple(futile_votes(votes[-1], schedule) for votes in enough)
+    return StoppingTable(ladder, needed, schedule, enough, futile)
+
+
+def looks(n: int) -> tuple[int, ...]:
+    """Multiples of FIRST_LOOK that grow by GROWTH, up to n."""
+    schedule, size = [0], float(FIRST_LOOK)
+    while size < n:
+        schedule.append(max(round(size / FIRST_LOOK) * FIRST_LOOK, schedule[-1]))
+        size *= GROWTH
+    return (*sorted(set(schedule) - {0, n}), n)
+
+
+def enough_votes(p: float, looks: Sequence[int], alpha: float) -> tuple[int, ...]:
+    """Votes at each look that refute "the class probability is p or less"; looks[i] + 1 or more: none do.
+
+    A class of probability p ever gets so many with probability <= alpha, whatever stops the draws: after N of n draws at
+    most alpha N/n is spent (alpha spending, Lan and DeMets 1983), with the exact distribution of the votes of runs not yet
+    certified instead of a union bound. A smaller probability gets there less often.
+    """
+    alive, least = np.ones(1), 0  # alive[i] = P(not certified yet, least + i votes)
+    drawn, spent, counts = 0, 0.0, list[int]()
+    for look in looks:
+        fresh = binom.pmf(np.arange(look - drawn + 1), look - drawn, p)
+        alive, drawn = fftconvolve(alive, fresh).clip(0), look
+        spent_from = (
+            spent + alive[::-1].cumsum()[::-1]
+        )  # spent, if the runs with least + i votes or more are certified
+        k = int((spent_from > alpha * look / looks[-1]).sum())
+        counts.append(least + k)
+        spent = float(np.append(spent_from, spent)[k])
+        alive = alive[:k]
+        rare = int(
+            (alive.cumsum() < 1e-12 * alpha).sum()
+        )  # left out below, and counted as false certificates
+        spent += float(alive[:rare].sum())
+        alive, least = alive[rare:], least + rare
+    return tuple(counts)
+
+
+def futile_votes(enough_at_last: int, looks: Sequence[int]) -> tuple[int, ...]:
+    """Votes at each look at or below which a radius is given up: they would be rare (FUTILITY) even for a class that gets
+    just enough votes at the last look. Saves draws, costs a little power, and cannot cost soundness."""
+    n = looks[-1]
+    if enough_at_last > n:
+        return tuple(looks)
+    return tuple(int(binom.ppf(FUTILITY, look, enough_at_last / n)) - 1 for look in looks)

@@ -5,19 +5,13 @@ images, number of processes or interruptions. (Devices have different generators
 """
 
 import hashlib
-from enum import IntEnum
 
 import torch
 from torch import Tensor
 
+from crt.certification.procedures import Stage
+
 BLOCK = 64  # draws per generator; a multiple of 16, torch's unit of vectorised normal sampling
-
-
-class Stage(IntEnum):
-    """What draws are for. The two stages never share a draw: the estimate must not depend on the selection."""
-
-    SELECTION = 0
-    ESTIMATION = 1
 
 
 def image_key(image: Tensor, seed: int) -> int:

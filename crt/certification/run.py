@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class Settings:
     """How a test set is certified. Equal settings, model, data and kind of device give equal certificates."""
 
     sigma: float  # [0,1] pixel units
-    mode: str
+    mode: Literal["exact", "adaptive"]
     n0: int
     n: int
     alpha: float
@@ -136,6 +137,7 @@ def _certify(
         n0=settings.n0,
         n=settings.n,
         alpha=settings.alpha,
+        radii=settings.radii if settings.mode == "adaptive" else None,
         seed=settings.seed,
         device=device,
         precision=settings.precision,

@@ -1,6 +1,6 @@
 """The smoothed classifier g(x) = argmax_c P[f(x + sigma * N(0, I)) = c] of Cohen, Rosenfeld and Kolter (2019)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from operator import itemgetter
@@ -10,42 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from crt.certification import bounds
-from crt.certification.certificate import ABSTAIN, Certificate
-from crt.certification.noise import Stage
-from crt.certification.votes import (
-    Draws,
-    Precision,
-    Procedure,
-    VoteCounter,
-    certified_network,
-    run_procedures,
-)
+from crt.certification.certificate import Certificate
+from crt.certification.procedures import Procedure, certify, estimate_adaptive, estimate_exact, predict
+from crt.certification.votes import Precision, VoteCounter, certified_network, run_procedures
 from crt.errors import UserError
-
-
-def certify_exact(n0: int, n: int, alpha: float, sigma: float, label: int | None) -> Procedure:
-    """CERTIFY (Cohen et al. 2019, section 3.2.2). With a `label`, an image that misses it is not estimated."""
-    c = top_class((yield Draws(Stage.SELECTION, 0, n0)))
-    if label is not None and c != label:
-        return Certificate(c, None, 0, 0, None, "misclassified")
-    n_a = (yield Draws(Stage.ESTIMATION, 0, n))[c]
-    p_lower = bounds.lower_bound(n_a, n, alpha)
-    if p_lower < 0.5:
-        return Certificate(ABSTAIN, 0.0, n_a, n, p_lower, "abstained")
-    return Certificate(c, bounds.radius(p_lower, sigma), n_a, n, p_lower, "certified")
-
-
-def predict(n: int, alpha: float) -> Procedure:
-    """PREDICT (Cohen et al. 2019, section 3.2.1): g(x), or ABSTAIN; wrong with probability <= alpha."""
-    votes = yield Draws(Stage.SELECTION, 0, n)
-    c = top_class(votes)
-    runner_up = max(votes[:c] + votes[c + 1 :])
-    return c if bounds.leads(votes[c], runner_up, alpha) else ABSTAIN
-
-
-def top_class(votes: list[int]) -> int:
-    """The most frequent class, the lowest among equals."""
-    return votes.index(max(votes))
 
 
 class SmoothedClassifier:
@@ -64,6 +32,7 @@ class SmoothedClassifier:
         n0: int = 100,
         n: int = 100_000,
         alpha: float = 0.001,
+        radii: Sequence[float] | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
         precision: Precision = "float32",
@@ -71,6 +40,9 @@ class SmoothedClassifier:
         batch_size: int | None = None,
     ) -> None:
         """n0 and n: draws that select a class and that estimate its probability; alpha: chance of a false certificate.
+
+        radii: None for exact mode. In adaptive mode the l2 radii to report, [0,1] pixel units: n is then the most draws that
+        an image takes, and certificates say which of the radii (and 0) is the largest that holds.
 
         Raises:
             UserError: a value that cannot certify anything.
@@ -86,7 +58,13 @@ class SmoothedClassifier:
                 f"n={n} is too small for alpha={alpha}, every image would abstain: give at least {bounds.least_draws(alpha)}"
             )
         self.sigma, self.alpha, self.seed = sigma, alpha, seed
-        self._certify = partial(certify_exact, n0, n, alpha, sigma)
+        if radii is not None and not all(0 <= r < float("inf") for r in radii):
+            raise UserError(f"radii are {list(radii)}: give l2 radii of 0 or more in [0,1] pixel units")
+        if radii is None:
+            estimate: Callable[[int], Procedure] = partial(estimate_exact, n, alpha, sigma)
+        else:
+            estimate = partial(estimate_adaptive, bounds.stopping_table(radii, sigma, n, alpha))
+        self._certify = partial(certify, n0, estimate)
         self._device = torch.device(device)
         self._network = certified_network(model, self._device, precision, compile)
         self._precision: Precision = precision

@@ -5,14 +5,15 @@ The host learns the counts once per round; within a round nothing waits for it.
 
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from crt.certification.noise import BLOCK, Stage, fill_block, image_key
+from crt.certification.noise import BLOCK, fill_block, image_key
+from crt.certification.procedures import Draws, Procedure
 from crt.errors import UserError
 from crt.models.fold import fold_batchnorm
 
@@ -43,14 +44,6 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
-
-
-class Draws(NamedTuple):
-    """The draws start..stop-1 of one stage of an image."""
-
-    stage: Stage
-    start: int
-    stop: int
 
 
 class Request(NamedTuple):
@@ -178,10 +171,6 @@ class VoteCounter:
         each = (torch.cuda.max_memory_allocated(self.device) - before) / len(probe)
         budget = torch.cuda.get_device_properties(self.device).total_memory / 4
         return int(min(max(budget / max(each, 1) // BLOCK * BLOCK, BLOCK), 4096))
-
-
-Procedure = Generator[Draws, list[int], Any]
-"""What to do with one image: yields the draws that it needs, receives their votes per class, returns a result."""
 
 
 @dataclass
