@@ -18,15 +18,20 @@ EPSILON = 1e-8  # keeps a zero gradient a zero step where the formula says g / (
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients to parameters inside; every module and parameter as before afterwards."""
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """The network in evaluation mode and without gradients to parameters; all is as before afterwards.
+
+    Yields the bare network: a wrapper for several processes (`model.module`) would synchronise gradients that an
+    attack does not have, and Lightning Fabric's refuses `torch.autograd.grad` under mixed precision.
+    """
+    network: nn.Module = getattr(model, "module", model)
     modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         model.eval()
         for parameter in trainable:
             parameter.requires_grad_(False)
-        yield
+        yield network
     finally:
         for module, mode in modes:
             module.training = mode
@@ -57,7 +62,8 @@ def noisy_logits(model: nn.Module, images: Tensor, noise: Tensor) -> Tensor:
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each noisy image: logits [m, B, K], labels [B] -> [m, B]."""
-    return F.cross_entropy(logits.movedim(-1, 1), labels.expand(logits.shape[:2]), reduction="none")
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
+    return losses.unflatten(0, logits.shape[:2])
 
 
 def smoothed_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -117,9 +123,9 @@ def pgd(
     After each step first the box [0,1], then the l2 ball of radius epsilon around the image.
     """
     delta = torch.zeros_like(images)
-    with frozen(model):
+    with frozen(model) as network:
         for _ in range(steps):
-            gradient, _ = smoothed_gradient(model, images + delta, labels, noise)
+            gradient, _ = smoothed_gradient(network, images + delta, labels, noise)
             delta = delta + 2 * epsilon / steps * unit(gradient, generator)
             delta = project((images + delta).clamp(0, 1) - images, epsilon)
     return images + delta
@@ -144,9 +150,9 @@ def ddn(
     largest = norms(torch.maximum(images, 1 - images))
     delta, best, best_norm = torch.zeros_like(images), torch.zeros_like(images), largest
     radius = torch.full_like(largest, epsilon)
-    with frozen(model):
+    with frozen(model) as network:
         for step in range(1, steps + 1):
-            gradient, logits = smoothed_gradient(model, images + delta, labels, noise)
+            gradient, logits = smoothed_gradient(network, images + delta, labels, noise)
             fooled = (logits.argmax(-1).mode(0).values != labels).view(-1, 1, 1, 1)
             shorter = fooled & (norms(delta) < best_norm)
             best, best_norm = torch.where(shorter, delta, best), torch.where(shorter, norms(delta), best_norm)

@@ -89,9 +89,10 @@ def vote(
     model: nn.Module, images: Tensor, sigma: float, num_votes: int, generator: torch.Generator
 ) -> Tensor:
     """Class frequencies [B, K] of the model's hard predictions for images [B, C, H, W] under num_votes noises."""
-    with frozen(model), torch.no_grad():
+    with frozen(model) as network, torch.no_grad():
         votes = [  # one batch at a time: memory does not grow with num_votes
-            noisy_logits(model, images, draw_noise(images, sigma, 1, generator))[0] for _ in range(num_votes)
+            noisy_logits(network, images, draw_noise(images, sigma, 1, generator))[0]
+            for _ in range(num_votes)
         ]
     num_classes = votes[0].shape[-1]
     return (
@@ -110,10 +111,10 @@ def attack_noise(
     """
     mean, scale = _moments(noise)
     moved = noise
-    with frozen(model):
+    with frozen(model) as network:
         for _ in range(steps):
             moved = moved.detach().requires_grad_()
-            divergence = divergences(frequencies, noisy_logits(model, images, moved)).sum()
+            divergence = divergences(frequencies, noisy_logits(network, images, moved)).sum()
             (gradient,) = torch.autograd.grad(divergence, moved)
             moved = moved.detach() + 2 * epsilon / steps * gradient / (norms(gradient) + EPSILON)
             moved = noise + project(moved - noise, epsilon)

@@ -78,9 +78,9 @@ def trajectory(
 ) -> list[Tensor]:
     """The images [B, C, H, W] and the `steps` iterates of gradient ascent on the smoothed loss, detached, in [0,1]."""
     iterates = [images]
-    with frozen(model):
+    with frozen(model) as network:
         for _ in range(steps):
-            gradient, _ = smoothed_gradient(model, iterates[-1], labels, noise)
+            gradient, _ = smoothed_gradient(network, iterates[-1], labels, noise)
             step = step_size * gradient / (norms(gradient) + EPSILON)
             iterates.append((iterates[-1] + step).clamp(0, 1))
     return iterates

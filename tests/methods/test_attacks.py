@@ -90,7 +90,7 @@ def literal_ddn(model, images, labels, noise, epsilon, steps):
 def attacked(attack, epsilon, steps, model=None, images=None, m=M):
     data = batch()
     images = data.images if images is None else images
-    noise = normal((m, *images.shape), SIGMA, seeded())
+    noise = normal((m, *images.shape), SIGMA, seeded()).to(images.dtype)
     model = network() if model is None else model
     found = attack(model, images, data.labels, noise, epsilon=epsilon, steps=steps, generator=seeded())
     return found, images, data.labels, noise
@@ -188,7 +188,8 @@ def test_the_state_is_restored_after_an_exception():
 
 def test_frozen_inside():
     model = network()
-    with frozen(model):
+    with frozen(model) as inside:
+        assert inside is model
         assert not any(module.training for module in model.modules())
         assert not any(parameter.requires_grad for parameter in model.parameters())
 
@@ -275,3 +276,20 @@ def test_projection():
     delta[1, 0, 0, 0] = 0.5
     assert project(delta, 1.0).flatten(1).norm(dim=1).tolist() == pytest.approx([1, 0.5, 0])
     assert torch.equal(project(delta, 0.0), torch.zeros_like(delta))  # no 0 / 0
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_attacks_work_through_a_training_wrapper(precision):
+    """Fabric's wrapper refuses torch.autograd.grad under mixed precision."""
+    from lightning_fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+    model = network().float()
+    wrapped = fabric.setup_module(model)
+    images = batch().images.float()
+    with fabric.autocast():
+        found, *_ = attacked(pgd, 0.5, 2, wrapped, images)
+    assert (found - images).flatten(1).norm(dim=1).min() > 0.1
+    assert found.dtype == torch.float32
+    assert model.training
+    assert wrapped.training
