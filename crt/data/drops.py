@@ -90,7 +90,7 @@ def read_drop(folder: Path, classes: Sequence[str]) -> Drop:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is missing or no folder: run `dvc pull`, or deliver it with `crt ingest`")
-    names = sorted(entry.name for entry in os.scandir(folder) if not _is_junk(entry.name))
+    names = sorted(entry.name for entry in os.scandir(folder) if not is_junk(entry.name))
     folders = [name for name in names if (folder / name).is_dir()]
     archives = [name for name in names if name.lower().endswith(".npz") and name not in folders]
     images = [name for name in names if _is_image(name) and name not in folders]
@@ -161,13 +161,13 @@ def walk_files(folder: Path) -> list[Path]:
     """
     files = []
     for where, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_junk(name)]
+        folders[:] = [name for name in folders if not is_junk(name)]
         for name in folders:
             if os.path.islink(os.path.join(where, name)):
                 raise UserError(
                     f"{os.path.join(where, name)} is a link to a folder: put the folder itself there"
                 )
-        files += [Path(where, name) for name in names if not _is_junk(name)]
+        files += [Path(where, name) for name in names if not is_junk(name)]
     return sorted(files)
 
 
@@ -207,6 +207,6 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def _is_junk(name: str) -> bool:
+def is_junk(name: str) -> bool:
     """What file managers and archivers leave behind, and writes that were cut short."""
     return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini") or ".partial" in name

@@ -1,7 +1,10 @@
 """Writes that a kill leaves undone, never half done."""
 
+import filecmp
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -10,23 +13,22 @@ def partial(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def fresh_partial(path: Path) -> Path:
-    """An empty folder for writing `path` aside; what a killed run left there is removed."""
-    aside = partial(path)
-    if aside.exists():
-        shutil.rmtree(aside)
-    aside.mkdir(parents=True)
-    return aside
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """An empty folder for writing `path` aside. It becomes `path` at the end, or goes away on an error.
 
-
-def put_in_place(aside: Path, path: Path) -> None:
-    """Rename the folder `aside` to `path`; a folder that stands there goes away first.
-
-    A kill between the two renames leaves no `path` but both folders; running again writes it anew.
+    A kill leaves `path` as it was, or, between the two renames, none: then running again writes it.
     """
-    old = path.with_name(path.name + ".partial-old")
-    if old.exists():
-        shutil.rmtree(old)
+    aside, old = partial(path), path.with_name(path.name + ".partial-old")
+    for leftover in (aside, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside)
+        raise
     if path.exists():
         path.rename(old)
     aside.rename(path)
@@ -40,3 +42,11 @@ def write_text(path: Path, text: str) -> None:
     aside = partial(path)
     aside.write_text(text, encoding="utf-8", newline="\n")
     os.replace(aside, path)
+
+
+def same_tree(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same files with the same bytes."""
+    files = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
+    if files != {path.relative_to(other) for path in other.rglob("*") if path.is_file()}:
+        return False
+    return all(filecmp.cmp(one / name, other / name, shallow=False) for name in files)

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from crt.data.drops import Drop, ImageFile, first_ten, read_drop
-from crt.data.files import fresh_partial, put_in_place
+from crt.data.files import replacing
 from crt.data.images import (
     ImageError,
     ImageFormat,
@@ -71,13 +71,11 @@ def prepare_drop(
         UserError: the drop does not hold what it should; names at most ten of the files.
     """
     drop = read_drop(source, classes)
-    aside = fresh_partial(out)
-    with _Writer(aside, drop.count, fmt) as writer:
+    with replacing(out) as aside, _Writer(aside, drop.count, fmt) as writer:
         summary = _examine(
             drop, classes, fmt, skip_unreadable, test_hashes, workers, need_labels, consume=writer.add
         )
         writer.finish(classes)
-    put_in_place(aside, out)
     return summary
 
 
@@ -96,6 +94,25 @@ def check_drop(
     return _examine(
         drop, classes, fmt, skip_unreadable, test_hashes, workers, need_labels, consume=lambda row: None
     )
+
+
+def raw_hashes(
+    source: Path, *, classes: Sequence[str], fmt: ImageFormat, skip_unreadable: bool = False, workers: int = 0
+) -> dict[str, str]:
+    """Pixel hash -> name of a raw drop's images, as `read_hashes` gives it for a prepared one."""
+    hashes: dict[str, str] = {}
+    drop = read_drop(source, classes)
+    _examine(
+        drop,
+        classes,
+        fmt,
+        skip_unreadable,
+        None,
+        workers,
+        False,
+        lambda row: hashes.update({row.sha256: row.name}),
+    )
+    return hashes
 
 
 @dataclass

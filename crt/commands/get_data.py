@@ -1,0 +1,177 @@
+"""`crt get-data`: put a data set into data/, record it, choose the settings that belong to it.
+
+Every step can be repeated: after a kill, the same command ends what was begun.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import yaml
+
+from crt.commands.compose import compose_params, composed
+from crt.commands.dataset import (
+    SAMPLE_REMOTE,
+    choose_preset,
+    dvc,
+    set_remote,
+    unrecorded_files,
+    write_dataset,
+)
+from crt.data.drops import first_ten
+from crt.data.files import replacing, same_tree
+from crt.data.sources import DataSet, write_cifar10, write_digits, write_fashion_mnist, write_folder
+from crt.errors import UserError
+
+_FOLDER = "folder:"
+
+
+def get_data(
+    source: str,
+    root: Path = Path(),
+    origin: Path | None = None,
+    *,
+    name: str | None = None,
+    image_size: int | None = None,
+) -> None:
+    """Replace data/ by a data set, and set conf/ and params.yaml to it.
+
+    Args:
+        source: `digits`, `cifar10`, `fashion_mnist` or `folder:PATH`.
+        root: the repository.
+        origin: files already on disk, instead of a download: CIFAR-10's archive or its folder, the folder with
+            Fashion-MNIST's IDX files.
+        name: for a folder: what the set is called (default: the folder's name). Where conf/data/ and
+            conf/experiment/ have settings of that name (imagenet), they are chosen.
+        image_size: for a folder: what images are scaled to, pixels.
+
+    Raises:
+        UserError: an unknown or damaged source, or data/ holds what DVC does not have.
+    """
+    kind = "folder" if source.startswith(_FOLDER) else source
+    if kind not in ("digits", "cifar10", "fashion_mnist", "folder"):
+        raise UserError(
+            f"{source!r} is no known data set: choose digits, cifar10, fashion_mnist or folder:PATH"
+        )
+    if origin is not None and kind in ("digits", "folder"):
+        raise UserError(f"--from does not belong to {source!r}: it names CIFAR-10's or Fashion-MNIST's files")
+    if kind != "folder" and (name or image_size):
+        raise UserError(f"a name and an image size can be given to folder:PATH only, not to {source!r}")
+    if kind == "folder" and (root / "data").resolve() in [
+        (path := Path(source.removeprefix(_FOLDER)).resolve()),
+        *path.parents,
+    ]:
+        raise UserError(f"{source!r} lies in data/, which is to be replaced: move it elsewhere first")
+    preset = kind
+    if (
+        kind == "folder"
+        and name
+        and all((root / "conf" / g / f"{name}.yaml").exists() for g in ("data", "experiment"))
+    ):
+        preset = name
+
+    lost = unrecorded_files(root)
+    data = root / "data"
+    with replacing(data) as aside:
+        found = _write(kind, source, aside, root, origin, name, image_size, preset)
+        _check_settings(root, found, preset)
+        if lost and not same_tree(aside, data):  # the same: an earlier run was killed before it was recorded
+            raise UserError(
+                f"data/ holds what DVC does not have ({first_ten(lost)}): keep it with `dvc add data` "
+                "or move it elsewhere, then run again"
+            )
+
+    remote = SAMPLE_REMOTE if kind == "digits" else None
+    if (root / "data.dvc").exists():
+        set_remote(root, remote)  # before `dvc add`, which then hands the file to git
+    dvc(root, "add", "data", quiet=False)
+    set_remote(root, remote)
+    write_dataset(root, found)
+    choose_preset(root, preset, preset)
+    compose_params(root)
+    _report(found)
+
+
+def _write(
+    kind: str,
+    source: str,
+    out: Path,
+    root: Path,
+    origin: Path | None,
+    name: str | None,
+    image_size: int | None,
+    preset: str,
+) -> DataSet:
+    if kind == "digits":
+        return write_digits(out)
+    if kind == "cifar10":
+        return write_cifar10(out, origin or _download_cifar10(root))
+    if kind == "fashion_mnist":
+        return write_fashion_mnist(out, origin or _download_fashion_mnist(root))
+    folder = Path(source.removeprefix(_FOLDER)).expanduser()
+    settings = yaml.safe_load((root / "conf" / "data" / f"{preset}.yaml").read_text(encoding="utf-8"))
+    return write_folder(
+        out,
+        folder,
+        name or re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name).strip("-_") or "folder",
+        image_size=image_size,
+        resize=settings["resize"],
+        skip_unreadable=settings["skip_unreadable"],
+    )
+
+
+def _check_settings(root: Path, found: DataSet, preset: str) -> None:
+    """Compose the parameters as they will be, so that what does not fit is found before anything changes."""
+    values = {
+        "name": found.name,
+        "num_classes": len(found.classes),
+        "channels": found.channels,
+        "image_size": found.image_size,
+        "drops": found.drops,
+    }
+    overrides = [f"data.{key}={json.dumps(value)}" for key, value in values.items()]
+    composed(root, [f"data={preset}", f"experiment@_global_={preset}", *overrides])
+
+
+def _download_cifar10(root: Path) -> Path:
+    from torchvision.datasets import CIFAR10
+
+    return _download(root, CIFAR10.url, CIFAR10.filename, CIFAR10.tgz_md5)
+
+
+def _download_fashion_mnist(root: Path) -> Path:
+    from torchvision.datasets import FashionMNIST
+
+    for filename, md5 in FashionMNIST.resources:
+        path = _download(root, FashionMNIST.mirrors[0] + filename, filename, md5)
+    return path.parent
+
+
+def _download(root: Path, url: str, filename: str, md5: str) -> Path:
+    """Fetch a file, checked against torchvision's MD5, to a folder where a second run finds it again."""
+    from torchvision.datasets.utils import download_url
+
+    folder = root / ".work" / "downloads"
+    print(f"downloading {url}", file=sys.stderr)
+    try:
+        download_url(url, str(folder), filename, md5)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{url} cannot be downloaded ({error}): get the file elsewhere and name it with --from"
+        ) from None
+    return folder / filename
+
+
+def _report(found: DataSet) -> None:
+    print(
+        f"data/ holds {found.name}: {len(found.classes)} classes, {found.channels} channel(s), "
+        f"{found.image_size}x{found.image_size} pixels, drops {', '.join(found.drops)}"
+    )
+    if found.left_out:
+        print(
+            f"left out: {len(found.left_out)} training image(s) that the test set has too: {first_ten(found.left_out)}"
+        )
+    if found.skipped:
+        print(f"left out: {len(found.skipped)} unreadable image(s): {first_ten(found.skipped)}")
+    print("next: `dvc repro`, then `git commit` data.dvc, conf/ and params.yaml with the results")

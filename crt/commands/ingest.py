@@ -1,0 +1,156 @@
+"""`crt ingest` and `crt drop-data`: one more drop of training data, or one less.
+
+No step leaves a mark of its own: after a kill, the same command ends what was begun.
+"""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from crt.commands.dataset import (
+    dvc,
+    leave_sample_remote,
+    load_params,
+    read_dataset,
+    recorded_drops,
+    set_drops,
+    unrecorded_files,
+)
+from crt.config import Data
+from crt.data.archives import is_archive, unpack
+from crt.data.drops import first_ten, read_classes, walk_files
+from crt.data.files import replacing, same_tree
+from crt.data.images import ImageFormat
+from crt.data.prepare import check_drop, raw_hashes
+from crt.errors import UserError
+
+
+def ingest(source: Path, drop: str, root: Path = Path()) -> None:
+    """Copy a delivery to data/train/<drop>, after the checks that `prepare` makes, and record it.
+
+    Args:
+        source: a folder as `crt.data.drops` describes it, one .npz, or a zip or tar archive of such a folder.
+        drop: the new drop's name.
+        root: the repository.
+
+    Raises:
+        UserError: the delivery fails a check, or the name is taken; nothing is changed then.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", drop) or drop == "test":
+        raise UserError(
+            f"{drop!r} cannot name a drop: use letters, digits, - and _, a letter or digit first (and not 'test')"
+        )
+    if not source.exists():
+        raise UserError(f"{source} is missing: name a folder, an .npz or an archive of images")
+    data = load_params(root).data
+    listed = read_dataset(root)["drops"]
+    target = root / "data" / "train" / drop
+    if drop in listed and drop in data.drops:
+        raise UserError(
+            f"the drop {drop!r} exists already: choose another name, or remove it with `crt drop-data {drop}`"
+        )
+
+    _pull_missing(root)
+    classes = read_classes(root / "data", data.num_classes)
+    with replacing(target) as aside:
+        _copy(source, aside, classes)
+        summary = _check(aside, source, root, classes, data)
+        if target.exists() and not same_tree(aside, target):  # the same: an earlier run was killed
+            raise UserError(
+                f"{target} exists, with other contents than {source}, but is no drop yet: move it elsewhere first"
+            )
+
+    leave_sample_remote(root)
+    dvc(root, "add", f"data/train/{drop}", quiet=False)
+    set_drops(root, [*(name for name in listed if name != drop), drop])
+    _report(drop, summary)
+
+
+def drop_data(drop: str, root: Path = Path()) -> None:
+    """Remove a drop: its files, their record, its place in the settings, and what was prepared from it.
+
+    DVC's cache keeps the files: `git checkout` of the former data.dvc and `dvc checkout` bring them back.
+
+    Raises:
+        UserError: no such drop, the only one, the teacher's, or one that DVC has not recorded.
+    """
+    config = load_params(root)
+    listed = read_dataset(root)["drops"]
+    if drop not in listed and drop not in config.data.drops:
+        raise UserError(f"there is no drop {drop!r}: conf/dataset.yaml lists {', '.join(listed)}")
+    left = [name for name in listed if name != drop]
+    if not left:
+        raise UserError(f"{drop!r} is the only drop: ingest another one before removing it")
+    if config.teacher.drop == drop:
+        raise UserError(
+            f"the teacher is trained on {drop!r}: set teacher.drop to another drop first "
+            "(in conf/teacher/, then `crt compose`), which trains the teacher anew"
+        )
+    target = root / "data" / "train" / drop
+    if lost := [name for name in unrecorded_files(root) if name.startswith(f"data/train/{drop}/")]:
+        raise UserError(
+            f"{target} holds what DVC does not have ({first_ten(lost)}): `dvc add` it or move it elsewhere first"
+        )
+
+    leave_sample_remote(root)
+    if target.exists():
+        shutil.rmtree(target)
+    (root / "data" / "train").mkdir(parents=True, exist_ok=True)
+    if drop in recorded_drops(root):
+        dvc(root, "add", f"data/train/{drop}", quiet=False)
+    if (prepared := root / "prepared" / "train" / drop).exists():
+        shutil.rmtree(prepared)
+    (root / "results" / "prepare" / f"{drop}.json").unlink(missing_ok=True)
+    set_drops(root, left)
+    print(f"the drop {drop} is removed; left: {', '.join(left)}")
+    print("next: `dvc repro`, then `git commit` data.dvc, conf/ and params.yaml with the results")
+
+
+def _pull_missing(root: Path) -> None:
+    """Get what the checks need from DVC, where only a part of data/ was pulled; never the other drops."""
+    missing = [name for name in ("data/classes.txt", "data/test") if not (root / name).exists()]
+    if missing and (root / "data.dvc").exists():
+        dvc(root, "pull", *missing, quiet=False)
+
+
+def _copy(source: Path, folder: Path, classes: list[str]) -> None:
+    if source.is_dir():
+        for file in walk_files(source):
+            target = folder / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    elif source.suffix.lower() == ".npz":
+        shutil.copyfile(source, folder / source.name)
+    elif is_archive(source):
+        unpack(source, folder, classes)
+    else:
+        raise UserError(f"{source} is no folder, .npz, zip or tar archive: deliver one of these")
+
+
+def _check(folder: Path, source: Path, root: Path, classes: list[str], data: Data) -> dict[str, Any]:
+    """The checks of the prepare stage, on the copy; errors name the source, which is what the user knows."""
+    fmt = ImageFormat(data.channels, data.image_size, data.resize)
+    tested = raw_hashes(
+        root / "data" / "test", classes=classes, fmt=fmt, skip_unreadable=data.skip_unreadable
+    )
+    try:
+        return check_drop(
+            folder, classes=classes, fmt=fmt, skip_unreadable=data.skip_unreadable, test_hashes=tested
+        )
+    except UserError as error:
+        raise UserError(str(error).replace(str(folder), str(source))) from None
+
+
+def _report(drop: str, summary: dict[str, Any]) -> None:
+    counts = ", ".join(f"{name} {count}" for name, count in summary["classes"].items() if count)
+    print(f"the drop {drop}: {summary['images']} images ({counts or 'no labels'})")
+    for key, what in (
+        ("unlabelled", "unlabelled"),
+        ("duplicates", "duplicates of others in the drop"),
+        ("skipped", "unreadable, left out when prepared"),
+        ("ignored_files", "other files, ignored"),
+    ):
+        if summary[key]:
+            print(f"  {summary[key]} {what}")
+    print("next: `dvc repro`, then `git commit` data.dvc, conf/ and params.yaml with the results")
