@@ -3,15 +3,16 @@
 import csv
 import json
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crt.certification.table import COLUMNS
 from crt.errors import UserError
 
-FIELDS = ("idx", "label", "predict", "radius", "correct", "time", "name", "n_a", "n", "p_lower", "status")
 STATUSES = ("certified", "abstained", "misclassified")
 SETTINGS = {
     "sigma": (int, float),
@@ -129,9 +130,9 @@ def _rows(tsv: Path) -> list[tuple[Any, ...]]:
     try:
         with tsv.open(encoding="utf-8", newline="") as file:
             reader = csv.reader(file, dialect="excel-tab", strict=True)
-            if tuple(next(reader, ())) != FIELDS:
+            if tuple(next(reader, ())) != COLUMNS:
                 raise UserError(
-                    f"{tsv}: line 1 is not the header {' '.join(FIELDS)}: run the certify stage again"
+                    f"{tsv}: line 1 is not the header {' '.join(COLUMNS)}: run the certify stage again"
                 )
             for texts in reader:
                 try:
@@ -159,28 +160,29 @@ def _row(texts: list[str]) -> tuple[Any, ...]:
     Raises:
         ValueError: they do not.
     """
-    if len(texts) != len(FIELDS):
-        raise ValueError(f"{len(texts)} columns instead of {len(FIELDS)}")
-    idx, label, predict, n_a, n = (
-        int(texts[FIELDS.index(field)]) for field in ("idx", "label", "predict", "n_a", "n")
-    )
-    seconds, name, status = float(texts[5]), texts[6], texts[10]
-    radius, p_lower = (float(texts[i]) if texts[i] else 0.0 for i in (3, 9))
-    if texts[4] not in ("0", "1"):
-        raise ValueError(f"correct is {texts[4]!r}, neither 0 nor 1")
-    correct = texts[4] == "1"
+    if len(texts) != len(COLUMNS):
+        raise ValueError(f"{len(texts)} columns instead of {len(COLUMNS)}")
+    cell = dict(zip(COLUMNS, texts, strict=True))
+    idx, label, predict, n_a, n = (int(cell[column]) for column in ("idx", "label", "predict", "n_a", "n"))
+    radius, p_lower = (float(cell[column] or 0) for column in ("radius", "p_lower"))
+    seconds, status = float(cell["time"]), cell["status"]
+    if cell["correct"] not in ("0", "1"):
+        raise ValueError(f"correct is {cell['correct']!r}, neither 0 nor 1")
+    correct = cell["correct"] == "1"
     if status not in STATUSES:
         raise ValueError(f"status is {status!r}, none of {', '.join(STATUSES)}")
-    if idx < 0 or label < 0 or not seconds >= 0 or not 0 <= n_a <= n or not 0 <= p_lower <= 1:
+    if idx < 0 or label < 0 or not 0 <= seconds < inf or not 0 <= n_a <= n or not 0 <= p_lower <= 1:
         raise ValueError("a value is out of range")
-    if not 0 <= radius < np.inf:
-        raise ValueError(f"radius is {texts[3]}")
+    if not 0 <= radius < inf:
+        raise ValueError(f"radius is {cell['radius']}")
     if (predict == -1) != (status == "abstained") or predict < -1:
         raise ValueError(f"predict is {predict} but status is {status}")
     if correct != (status == "certified" and predict == label):
-        raise ValueError(f"correct is {texts[4]} but predict is {predict}, label {label}, status {status}")
-    if status == "certified" and not (texts[3] and p_lower >= 0.5):
+        raise ValueError(
+            f"correct is {cell['correct']} but predict is {predict}, label {label}, status {status}"
+        )
+    if status == "certified" and not (cell["radius"] and p_lower >= 0.5):
         raise ValueError("a certified image needs a radius and a p_lower of at least 1/2")
     if status != "certified" and radius > 0:
         raise ValueError(f"an image that is {status} has a radius")
-    return idx, label, predict, radius, correct, seconds, name, n_a, n, p_lower, status
+    return idx, label, predict, radius, correct, seconds, cell["name"], n_a, n, p_lower, status

@@ -57,6 +57,7 @@ def compute_metrics(certificates: Certificates) -> dict[str, Any]:
         "images": images,
         "subset": subset_rule(settings["stride"], settings["max_images"]),
         "forward_passes": settings["forward_passes"],
+        "warnings": "; ".join(settings.get("warnings", [])),
         "certified_accuracy_lower_bound": {
             key: failures_subtracted(count, images, settings["alpha"]) for key, count in right.items()
         },

@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy.stats import beta, norm
 
-from crt.evaluation.certificates import FIELDS
+from crt.certification.table import COLUMNS
 
 SETTINGS: dict[str, Any] = {
     "sigma": 0.25,
@@ -95,7 +95,7 @@ def write_table(tsv: Path, rows: Sequence[Sequence[str]], **settings: Any) -> Pa
     tsv.parent.mkdir(parents=True, exist_ok=True)
     with tsv.open("w", newline="") as file:
         writer = csv.writer(file, dialect="excel-tab", lineterminator="\n")
-        writer.writerows([FIELDS, *rows])
+        writer.writerows([COLUMNS, *rows])
     tsv.with_suffix(".json").write_text(json.dumps(SETTINGS | settings))
     return tsv
 

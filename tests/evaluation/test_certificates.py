@@ -2,10 +2,13 @@ import json
 
 import numpy as np
 import pytest
-from certificate_tables import SETTINGS, abstained, certified, misclassified, write_table, write_unpinned
+from certificate_tables import SETTINGS, abstained, certified, misclassified, write_table
 
+from crt.certification.certificate import Certificate, Row
+from crt.certification.table import COLUMNS, write_unpinned
+from crt.certification.table import write_table as write_certified
 from crt.errors import UserError
-from crt.evaluation.certificates import FIELDS, is_pinned, read_certificates
+from crt.evaluation.certificates import is_pinned, read_certificates
 
 
 def test_rows_are_read_in_the_order_of_images(tmp_path):
@@ -38,7 +41,7 @@ def test_a_name_with_tab_and_quote_survives(tmp_path):
 
 
 def changed(field: str, value: str, row: list[str]) -> list[str]:
-    return [value if name == field else old for name, old in zip(FIELDS, row, strict=True)]
+    return [value if name == field else old for name, old in zip(COLUMNS, row, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +121,24 @@ def test_damaged_settings(tmp_path, settings, says):
         read_certificates(tsv)
 
 
+def test_what_certification_writes_is_read_back(tmp_path):
+    rows = [
+        Row(0, Certificate(2, 0.1 + 0.2, 990, 1000, 0.97, "certified"), 0.25),
+        Row(2, Certificate(-1, 0.0, 500, 1000, 0.45, "abstained"), 0.5),
+        Row(4, Certificate(1, None, 0, 0, None, "misclassified"), 0.125),
+    ]
+    names = [f'"{i}"\t.png' for i in range(5)]
+    write_certified(tmp_path / "a.tsv", rows, [2, 0, 0, 0, 0], names, SETTINGS)
+    table = read_certificates(tmp_path / "a.tsv")
+    assert table.idx.tolist() == [0, 2, 4]
+    assert table.radius.tolist() == [0.1 + 0.2, 0.0, 0.0]
+    assert table.correct.tolist() == [True, False, False]
+    assert table.seconds.tolist() == [0.25, 0.5, 0.125]
+    assert table.name == [names[0], names[2], names[4]]
+    assert table.p_lower.tolist() == [0.97, 0.45, 0.0]
+
+
 def test_pinned(tmp_path):
     assert is_pinned(write_table(tmp_path / "a.tsv", [certified(0, 0.5)]))
-    assert not is_pinned(write_unpinned(tmp_path / "b.tsv"))
+    write_unpinned(tmp_path / "b.tsv")
+    assert not is_pinned(tmp_path / "b.tsv")

@@ -1,0 +1,246 @@
+"""What the page and the model card say and draw, from the results."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from crt.report import formats
+from crt.report.figures import Difference, Estimate, Series, bars, difference_chart, line_chart
+from crt.report.load import Results, Role
+
+Legend = list[tuple[str, str]]  # kind of line, its name
+
+SETTING_NAMES = {
+    "sigma": "σ",
+    "mode": "certification mode",
+    "n0": "n0",
+    "n": "n",
+    "alpha": "α",
+    "seed": "seed of the noise",
+    "stride": "stride",
+    "max_images": "largest number of images",
+    "skip_misclassified": "skip misclassified",
+    "device": "device",
+    "precision": "precision",
+    "compile": "compiled",
+    "model_fingerprint": "model",
+    "data_fingerprint": "test set",
+}
+
+
+def headline(results: Results) -> str:
+    """One sentence on how much of its teacher's robustness the student has."""
+    share = results.gate["vs_teacher"]["acr_share"]
+    if share is None:
+        return "The teacher has no right certificate on the test set, so there was no robustness to transfer."
+    return f"The student reaches {formats.percent(share)} of its teacher's average certified radius (ACR)."
+
+
+def meaning(results: Results) -> list[str]:
+    """What a certificate says and what not, in paragraphs."""
+    student = results.role("student")
+    settings, metrics, radius = student.settings, student.metrics, middle_radius(student)
+    return [
+        f"For each certified image, with probability at least 1 − α = {1 - settings['alpha']:.12g} over the noise that was "
+        "drawn, the smoothed classifier gives the same class for every change of the image with an l2 norm below the radius, "
+        "whatever the attack. Nothing is said of larger changes, of other kinds of change (rotation, blur, a sticker, another "
+        "camera), nor that the class is right: certified accuracy counts only certificates of the right class.",
+        f"A share of up to α of the certificates may be wrong. Allowing for that, with probability 0.999 at least "
+        f"{formats.percent(metrics['certified_accuracy_lower_bound'][radius])} of these {formats.count(metrics['images'])} "
+        f"images are truly robust at radius {radius}. The intervals are for another matter: the test set is a sample of "
+        "the images that will be met.",
+        "The certificate is of the classifier as it was run. Network, σ, numeric precision and compilation are parts of it: "
+        "deploy it with the settings of its certificates. That noise on a computer is only approximately Gaussian is not "
+        "covered.",
+        "ACR alone misleads. It pays for ever larger radii on easy images, where a p_A close to 1 goes very far, pays "
+        "nothing on hard ones, and grows with n. Judge by the certified accuracy at the radii that matter, and by the "
+        "distribution of p_A.",
+    ]
+
+
+def legend(results: Results) -> Legend:
+    """The roles and their lines."""
+    return [(role.name, role.name) for role in results.roles]
+
+
+def middle_radius(role: Role) -> str:
+    """The reported radius in the middle, as the metrics' key."""
+    keys = list(role.metrics["certified_accuracy"])
+    return keys[len(keys) // 2]
+
+
+def formatted(roles: Sequence[Role], part: str, key: str, form: str) -> list[str]:
+    """One figure of every role; a dash where a role has none."""
+    return [getattr(formats, form)(getattr(role, part).get(key)) for role in roles]
+
+
+def accuracy_chart(results: Results) -> Markup:
+    """Certified accuracy over the radius, with intervals at the reported radii."""
+    series, said = [], []
+    for role in results.roles:
+        accuracy, interval = (
+            role.metrics["certified_accuracy"],
+            role.metrics["interval"]["certified_accuracy"],
+        )
+        marks = [Estimate(float(key), share, *interval[key]) for key, share in accuracy.items()]
+        series.append(Series(role.name, role.curve["radius"], role.curve["certified_accuracy"], marks))
+        said.append(
+            f"{role.name}: "
+            + ", ".join(f"{formats.percent(share)} at {key}" for key, share in accuracy.items())
+        )
+    return line_chart(
+        "accuracy",
+        "Certified accuracy over the l2 radius",
+        "; ".join(said),
+        series,
+        x_label="l2 radius, [0,1] pixel units",
+        y_label="certified accuracy",
+        y_top=1.0,
+        y_unit="%",
+    )
+
+
+def ecdf_chart(results: Results) -> Markup:
+    """The distribution of the lower bound of p_A, from 1/2, below which nothing is certified."""
+    series = []
+    for role in results.roles:
+        pairs = zip(role.ecdf["p_lower"], role.ecdf["share"], strict=True)
+        above = [(p, share) for p, share in pairs if p >= 0.5]
+        series.append(Series(role.name, [p for p, _ in above], [share for _, share in above]))
+    return line_chart(
+        "ecdf",
+        "Distribution of the lower bound of p_A",
+        "; ".join(
+            f"{line.kind}: {formats.percent(line.y[0])} of the images at 1/2 or below" for line in series
+        ),
+        series,
+        x_label="lower bound of p_A",
+        y_label="share of images at or below",
+        y_top=1.0,
+        y_unit="%",
+    )
+
+
+def compared_with(results: Results) -> str:
+    """Whom the student is compared with first."""
+    return "teacher" if results.gate["verdict"] == "no baseline" else "baseline"
+
+
+def comparisons(results: Results, against: str) -> list[dict[str, Any]]:
+    """The gate's rows of one role."""
+    return [row for row in results.gate["comparisons"] if row["against"] == against]
+
+
+def gate_chart(results: Results) -> Markup:
+    """Differences of certified accuracy from the baseline or, if none is pinned, from the teacher."""
+    against = compared_with(results)
+    rows = [
+        Difference(
+            label=f"at {row['radius']}",
+            value=row["difference"],
+            low=row["interval"][0],
+            high=row["interval"][1],
+            margin=row.get("margin"),
+        )
+        for row in comparisons(results, against)
+        if row["quantity"] == "certified_accuracy"
+    ]
+    said = [
+        f"{row.label}: {formats.points(row.value)} ({formats.points_range((row.low, row.high))})"
+        for row in rows
+    ]
+    return difference_chart(
+        "gate", f"Certified accuracy, student minus {against}, percentage points", "; ".join(said), rows
+    )
+
+
+def training_charts(results: Results) -> list[tuple[str, Legend, Markup]]:
+    """Caption, legend and chart: what both networks get right under noise, then the loss of each."""
+    trained = [role for role in results.roles if role.history.get("epoch")]
+    entries: Legend = []
+    shares: list[Series] = []
+    for role in trained:
+        for column, dashes in (("noisy_accuracy", ""), ("agreement", " part")):
+            if column in role.history:
+                entries.append((role.name + dashes, f"{role.name}: {column.replace('_', ' ')}"))
+                shares.append(Series(role.name + dashes, role.history["epoch"], role.history[column]))
+    charts = []
+    if shares:
+        said = "; ".join(
+            f"{label} ends at {formats.percent(line.y[-1])}"
+            for (_, label), line in zip(entries, shares, strict=True)
+        )
+        title = "Accuracy and agreement on noisy training images"
+        chart = line_chart(
+            "noisy", title, said, shares, x_label="epoch", y_label="share of images", y_top=1.0, y_unit="%"
+        )
+        charts.append((title, entries, chart))
+    for role in trained:
+        title, loss = f"Training loss of the {role.name} ({role.model['method']})", role.history["loss"]
+        line = Series(role.name, role.history["epoch"], loss)
+        said = f"from {loss[0]:.3g} to {loss[-1]:.3g} in {len(loss)} epochs"
+        chart = line_chart(f"loss-{role.name}", title, said, [line], x_label="epoch", y_label="loss")
+        charts.append((title, [], chart))
+    return charts
+
+
+def metric_rows(results: Results) -> list[tuple[str, list[str]]]:
+    """The model card's table: a label, one value per role."""
+    metrics = [role.metrics for role in results.roles]
+    rows = [
+        (
+            "smoothed accuracy",
+            [_with_interval(m["smoothed_accuracy"], m["interval"]["smoothed_accuracy"]) for m in metrics],
+        )
+    ]
+    for key in metrics[0]["certified_accuracy"]:
+        values = [
+            _with_interval(m["certified_accuracy"][key], m["interval"]["certified_accuracy"][key])
+            for m in metrics
+        ]
+        rows.append((f"certified accuracy at {key}", values))
+    bound = ", a lower bound" if metrics[0]["acr_is_lower_bound"] else ""
+    rows.append((f"average certified radius{bound}", [formats.radius(m["acr"]) for m in metrics]))
+    rows.append(("median certified radius", [formats.radius(m["median_radius"]) for m in metrics]))
+    rows.append(("abstention rate", [formats.percent(m["abstention_rate"]) for m in metrics]))
+    return rows
+
+
+def class_bars(counts: dict[str, int]) -> Markup:
+    """Images per class as bars."""
+    least, most = min(counts.values(), default=0), max(counts.values(), default=0)
+    return bars(list(counts.values()), f"{len(counts)} classes, {least} to {most} images each")
+
+
+def class_list(classes: Sequence[str]) -> str:
+    """The classes' names; the first ten of many."""
+    names = ", ".join(classes[:10])
+    return names if len(classes) <= 10 else f"{names} and {len(classes) - 10} more"
+
+
+def setting_rows(results: Results) -> list[tuple[str, list[str]]]:
+    """How every role was made and certified: a label, one value per role."""
+    roles = results.roles
+    rows = [
+        (label, [_plain(role.settings.get(key)) for role in roles]) for key, label in SETTING_NAMES.items()
+    ]
+    rows.append(("training data", [_plain(role.model["data_fingerprint"]) for role in roles]))
+    rows.append(("teacher of it", [_plain(role.model["teacher_fingerprint"]) for role in roles]))
+    rows.append(("trained with", [_versions(role.model["versions"]) for role in roles]))
+    rows.append(("certified with", [_versions(role.settings["versions"]) for role in roles]))
+    return rows
+
+
+def _with_interval(share: float, interval: Sequence[float]) -> str:
+    return f"{formats.percent(share)} ({formats.percent_range(interval)})"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return formats.MISSING if value is None else str(value)
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))

@@ -1,0 +1,37 @@
+"""`report/index.html` and `report/MODEL_CARD.md` from the results."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from crt.data.files import write_text
+from crt.report import content, formats
+from crt.report.load import Results, load_results
+
+
+def write_report(root: Path, drops: Sequence[str], out: Path) -> None:
+    """Write the page and the model card of the pipeline that ran under `root` on `drops` to the folder `out`.
+
+    The same results give the same bytes.
+
+    Raises:
+        UserError: a result is missing or damaged.
+    """
+    results = load_results(root, drops)
+    write_text(out / "index.html", render(results, "page.html.jinja"))
+    write_text(out / "MODEL_CARD.md", render(results, "model_card.md.jinja"))
+
+
+def render(results: Results, template: str) -> str:
+    """Fill in one of the templates; HTML ones escape whatever they are given."""
+    environment = Environment(
+        loader=PackageLoader("crt.report"),
+        autoescape=select_autoescape(["html.jinja"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {name: getattr(formats, name) for name in formats.__all__}
+    return environment.get_template(template).render(results=results, content=content)

@@ -1,0 +1,139 @@
+"""The results of a whole pipeline, made up, for the tests of the report."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from certificate_tables import from_votes, misclassified, write_table, write_unpinned
+
+from crt.evaluation.certificates import is_pinned, read_certificates
+from crt.evaluation.files import write_json
+from crt.evaluation.gate import Margins, decide
+from crt.evaluation.metrics import write_metrics
+
+DROPS = ["2025-01", "2025-02", "2025-03"]
+CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def rows(quality: float, images: int, seed: int) -> list[list[str]]:
+    difficulty = np.random.default_rng(7).normal(size=images)
+    own = np.random.default_rng(seed)
+    p = 1 / (1 + np.exp(-(quality + 2.2 * difficulty + own.normal(scale=0.4, size=images))))
+    return [
+        misclassified(i, label=i % 10, predict=(i + 1) % 10)
+        if p[i] < 0.3
+        else from_votes(i, own.binomial(1000, p[i]), i % 10, i % 10)
+        for i in range(images)
+    ]
+
+
+def model(arch: str, method: str, classes: Sequence[str], teacher: str | None = None) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "arch": arch,
+        "arch_args": {},
+        "classes": list(classes),
+        "image_size": 8,
+        "channels": 1,
+        "mean": [0.3],
+        "std": [0.4],
+        "resize": "none",
+        "sigma": 0.25,
+        "method": method,
+        "data_fingerprint": "d" * 64,
+        "teacher_fingerprint": teacher,
+        "seed": 0,
+        "versions": {"crt": "0.1.0", "torch": "2.9.0", "timm": "1.0.20"},
+    }
+
+
+def history(role: str, epochs: int = 40) -> str:
+    noise = np.random.default_rng(len(role))
+    parts = ["transfer", "agreement"] if role == "student" else ["xent", "consistency"]
+    lines = ["\t".join(["epoch", "lr", "loss", *parts, "noisy_accuracy", "images_per_second"])]
+    for epoch in range(1, epochs + 1):
+        progress = 1 - np.exp(-epoch / 8) + noise.normal(scale=0.01)
+        values = [
+            epoch,
+            0.1,
+            2.3 - 2 * progress,
+            2 - 1.5 * progress,
+            0.1 + 0.8 * progress,
+            0.1 + 0.8 * progress,
+            4000,
+        ]
+        lines.append("\t".join(map(str, values)))
+    return "\n".join(lines) + "\n"
+
+
+def make_results(
+    root: Path,
+    *,
+    baseline: float | None = 2.0,
+    student: float = 2.2,
+    images: int = 360,
+    classes: Sequence[str] = CLASSES,
+    margins: Margins = Margins(0.02, {}, 0.01),  # noqa: B008
+    **settings: Any,
+) -> Path:
+    """Write all files that the report reads; `student` and `baseline` are qualities, None: no baseline is pinned."""
+    certificates, results = root / "certificates", root / "results"
+    write_table(certificates / "teacher.tsv", rows(2.3, images, 1), **settings)
+    write_table(certificates / "student.tsv", rows(student, images, 2), **settings)
+    if baseline is None:
+        write_unpinned(certificates / "baseline.tsv")
+    else:
+        write_table(certificates / "baseline.tsv", rows(baseline, images, 3), **settings)
+    for role in ("teacher", "student", "baseline"):
+        write_metrics(
+            certificates / f"{role}.tsv",
+            results / "certify" / f"{role}.json",
+            results / "certify/curves" / f"{role}.csv",
+            results / "certify/ecdf" / f"{role}.csv",
+        )
+    tables = {
+        role: read_certificates(certificates / f"{role}.tsv")
+        if is_pinned(certificates / f"{role}.tsv")
+        else None
+        for role in ("student", "baseline", "teacher")
+    }
+    assert tables["student"] is not None
+    assert tables["teacher"] is not None
+    gate = decide(tables["student"], tables["baseline"], tables["teacher"], margins, 0.95)
+    write_json(results / "gate.json", gate)
+
+    models = {
+        "teacher": model("cifar_resnet20", "consistency", classes),
+        "student": model("resnet18", "crt", classes, teacher="t" * 64),
+        "baseline": model("resnet18", "crt", classes) if baseline is not None else {"pinned": False},
+    }
+    for role, info in models.items():
+        write_json(root / "models" / role / "model.json", info)
+    for role, parameters in (("teacher", 271_000), ("student", 11_170_000)):
+        training = {
+            "noisy_accuracy": 0.9,
+            "train_seconds": 83.2,
+            "images_per_second": 4012.3,
+            "parameters": parameters,
+            "epochs": 40,
+        }
+        write_json(results / f"{role}.json", training)
+        (results / role).mkdir()
+        (results / role / "training.tsv").write_text(history(role))
+    for place, drop in enumerate([*DROPS, "test"]):
+        counts = {name: 40 + 3 * ((number * 7 + place) % 5) for number, name in enumerate(classes)}
+        summary = {
+            "images": sum(counts.values()) + 12 * (place == 2),
+            "unlabelled": 12 * (place == 2),
+            "classes": counts,
+            "duplicates": place,
+            "skipped": 0,
+            "skipped_files": [],
+            "ignored_files": 0,
+        }
+        path = results / "prepare" / f"{drop}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(summary, ensure_ascii=False))
+    return root
