@@ -21,7 +21,8 @@ from crt.commands.dataset import (
 )
 from crt.data.drops import first_ten
 from crt.data.files import replacing, same_tree
-from crt.data.sources import DataSet, write_cifar10, write_digits, write_fashion_mnist, write_folder
+from crt.data.folders import write_folder
+from crt.data.sources import DataSet, write_cifar10, write_digits, write_fashion_mnist
 from crt.errors import UserError
 
 _FOLDER = "folder:"

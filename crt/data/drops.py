@@ -60,6 +60,8 @@ def read_classes(data_dir: Path, num_classes: int) -> list[str]:
     if len(set(classes)) != len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)
         raise UserError(f"{path} names the class {twice!r} twice: remove one")
+    if bad := [name for name in classes if "/" in name or is_junk(name)]:
+        raise UserError(f"{path} names the class {bad[0]!r}, which cannot be a folder's name: rename it")
     if len(classes) != num_classes:
         raise UserError(
             f"{path} names {len(classes)} classes but data.num_classes is {num_classes}: "

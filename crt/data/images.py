@@ -5,6 +5,8 @@ Training, certification and prediction all read images through here, so that all
 
 import hashlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +63,8 @@ def decode_image(path: Path, fmt: ImageFormat) -> np.ndarray:
         UnreadableImageError: the file cannot be decoded to its end, or has more than Pillow's limit of pixels.
         MisfitImageError: its mode or size is not what the network takes.
     """
-    image = load_image(path)
+    with _opened(path) as image:
+        image.load()
     return _fit(image, fmt, str(path))
 
 
@@ -77,18 +80,24 @@ def fit_array(pixels: np.ndarray, fmt: ImageFormat, name: str) -> np.ndarray:
     return _fit(image, fmt, name)
 
 
-def load_image(path: Path) -> Image.Image:
-    """Decode an image file completely, as it is.
+def read_header(path: Path) -> tuple[str, tuple[int, int]]:
+    """Pillow's mode, and (width, height), of an image file that is not decoded.
 
     Raises:
-        UnreadableImageError: see `decode_image`.
+        UnreadableImageError: the file is no image.
     """
+    with _opened(path) as image:
+        return image.mode, image.size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file; whatever is wrong with it while it is open becomes an UnreadableImageError."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(path, formats=_FORMATS) as image:
-                image.load()
-                return image.copy()
+                yield image
         except Image.UnidentifiedImageError:
             raise UnreadableImageError(str(path), "not an image") from None
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
