@@ -71,6 +71,14 @@ def drop_data(
     run(drop, root)
 
 
+@app.command()
+def show(root: Root = Path()) -> None:
+    """Show the results of the last run side by side, and where the report lies."""
+    from crt.commands.show import show as run
+
+    run(root)
+
+
 def main() -> None:
     """Run the command; a user's mistake ends in one sentence on stderr and status 1."""
     try:

@@ -1,0 +1,49 @@
+"""`crt show`: the results of the last run, side by side, and where to look further."""
+
+from pathlib import Path
+
+from crt import config
+from crt.report import formats
+from crt.report.load import Results, load_results
+
+
+def show(root: Path) -> None:
+    """Print the table of the results under `root`.
+
+    Raises:
+        UserError: there are none yet.
+    """
+    settings = config.load(root / "params.yaml")
+    results = load_results(root, settings.data.drops)
+    for line in table(results):
+        print(line)
+    print()
+    print(results.gate["sentence"])
+    print(f"Report: {(root / 'report/index.html').resolve()}")
+    print("Plots:  dvc plots show --open      Compare: dvc metrics diff, dvc exp show")
+
+
+def table(results: Results) -> list[str]:
+    """Aligned lines: one row per quantity, one column per classifier."""
+    roles = results.roles
+    rows: list[list[str]] = [["", *(role.name for role in roles)]]
+    rows.append(["architecture", *(role.model["arch"] for role in roles)])
+    rows.append(["ACR", *(formats.radius(role.metrics["acr"]) for role in roles)])
+    rows.append(
+        ["smoothed accuracy", *(formats.percent(role.metrics["smoothed_accuracy"]) for role in roles)]
+    )
+    for key in roles[0].metrics["certified_accuracy"]:
+        shares = (role.metrics["certified_accuracy"].get(key) for role in roles)
+        rows.append([f"certified accuracy at {key}", *(formats.percent(share) for share in shares)])
+    rows.append(["abstained", *(formats.percent(role.metrics["abstention_rate"]) for role in roles)])
+    for name, key in (("training", "train_seconds"), ("parameters", "parameters")):
+        form = formats.duration if key.endswith("seconds") else formats.count
+        rows.append([name, *(form(role.training.get(key)) for role in roles)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
