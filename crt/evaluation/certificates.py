@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from crt.certification.table import COLUMNS
 from crt.errors import UserError
@@ -106,7 +107,7 @@ def read_certificates(tsv: Path) -> Certificates:
         raise UserError(f"{tsv} holds no image: run the certify stage again")
     rows.sort(key=lambda row: row[0])
     idx, label, predict, radius, correct, seconds, name, n_a, n, p_lower, status = zip(*rows, strict=True)
-    return Certificates(
+    certificates = Certificates(
         source=str(tsv),
         settings=settings,
         idx=np.array(idx, dtype=np.int64),
@@ -121,6 +122,24 @@ def read_certificates(tsv: Path) -> Certificates:
         p_lower=np.array(p_lower, dtype=np.float64),
         status=np.array(status, dtype=np.str_),
     )
+    _check_radii(certificates)
+    return certificates
+
+
+def _check_radii(certificates: Certificates) -> None:
+    """No radius exceeds sigma * Phi^-1(p_lower) (Cohen et al. 2019, theorem 1), rounding aside.
+
+    Raises:
+        UserError: one does, so that the file and its JSON are not of the same run.
+    """
+    certified = certificates.status == "certified"
+    largest = certificates.settings["sigma"] * ndtri(certificates.p_lower)
+    wrong = certificates.idx[certified & (certificates.radius > largest * (1 + 1e-6) + 1e-9)]
+    if len(wrong):
+        raise UserError(
+            f"{certificates.source}: the radius of image {wrong[0]} is larger than its p_lower and sigma "
+            f"{certificates.settings['sigma']} allow: delete the file and run the certify stage again"
+        )
 
 
 def _rows(tsv: Path) -> list[tuple[Any, ...]]:

@@ -91,49 +91,59 @@ def compare(
     confidence: float,
     margins: Margins | None = None,
 ) -> list[dict[str, Any]]:
-    """One row for ACR, then one per radius for certified accuracy; verdicts where margins are given.
+    """One row for ACR, then one per radius for certified accuracy; with verdicts where margins are given.
 
     Raises:
         UserError: the certificates are not of the same images or settings.
     """
     check_comparable(student, other)
+    rows = [_acr_row(student, other, confidence, margins)]
+    rows += [_accuracy_row(student, other, radius, confidence, margins) for radius in student.radii]
+    return [{"against": role} | row for row in rows]
+
+
+def _acr_row(
+    student: Certificates, other: Certificates, confidence: float, margins: Margins | None
+) -> dict[str, Any]:
     differences = student.right_radius - other.right_radius
-    interval = mean_interval(differences, confidence)
+    difference, interval = float(differences.mean()), mean_interval(differences, confidence)
     row: dict[str, Any] = {
-        "against": role,
         "quantity": "acr",
-        "radius": None,
         "student": float(student.right_radius.mean()),
         "other": float(other.right_radius.mean()),
-        "difference": float(differences.mean()),
+        "difference": difference,
         "interval": interval,
     }
     if margins is not None:
-        row |= _judged(interval, margins.acr)
-        if row["verdict"] == "undecided":
-            row["images_to_decide"] = _images_for_mean(row["difference"], interval, margins.acr, len(student))
-    rows = [row]
-    for radius in student.radii:
-        counts = discordance(student, other, radius)
-        interval = score_interval(counts, confidence)
-        row = {
-            "against": role,
-            "quantity": "certified_accuracy",
-            "radius": radius,
-            "student": float(student.right_at(radius).mean()),
-            "other": float(other.right_at(radius).mean()),
-            "difference": counts.difference,
-            "interval": interval,
-            "gained": counts.gained,
-            "lost": counts.lost,
-            "mcnemar_p": mcnemar(counts),
-        }
-        if margins is not None:
-            row |= _judged(interval, margins.at(radius))
-            if row["verdict"] == "undecided":
-                row["images_to_decide"] = images_to_decide(counts, margins.at(radius), confidence)
-        rows.append(row)
-    return rows
+        verdict, margin = judge(interval, margins.acr), margins.acr
+        needed = (
+            _images_for_mean(difference, interval, margin, len(student)) if verdict == "undecided" else None
+        )
+        row |= {"margin": margin, "verdict": verdict, "images_to_decide": needed}
+    return row
+
+
+def _accuracy_row(
+    student: Certificates, other: Certificates, radius: float, confidence: float, margins: Margins | None
+) -> dict[str, Any]:
+    counts = discordance(student, other, radius)
+    interval = score_interval(counts, confidence)
+    row: dict[str, Any] = {
+        "quantity": "certified_accuracy",
+        "radius": radius,
+        "student": float(student.right_at(radius).mean()),
+        "other": float(other.right_at(radius).mean()),
+        "difference": counts.difference,
+        "interval": interval,
+        "gained": counts.gained,
+        "lost": counts.lost,
+        "mcnemar_p": mcnemar(counts),
+    }
+    if margins is not None:
+        verdict, margin = judge(interval, margins.at(radius)), margins.at(radius)
+        needed = images_to_decide(counts, margin, confidence) if verdict == "undecided" else None
+        row |= {"margin": margin, "verdict": verdict, "images_to_decide": needed}
+    return row
 
 
 def images_to_decide(counts: Discordance, margin: float, confidence: float) -> int | None:
@@ -164,10 +174,6 @@ def _images_for_mean(
     return max(images + 1, ceil(images * (reach / distance) ** 2))
 
 
-def _judged(interval: tuple[float, float], margin: float) -> dict[str, Any]:
-    return {"margin": margin, "verdict": judge(interval, margin), "images_to_decide": None}
-
-
 def _differences(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "acr": rows[0]["difference"],
@@ -179,14 +185,21 @@ def _sentence(verdict: Verdict, rows: list[dict[str, Any]], needed: int | None) 
     """The verdict in words."""
     if verdict == "pass":
         return "The student is no worse than the baseline beyond the margins, in ACR and at every radius."
-    concerned = " and ".join(_quantity(row) for row in rows if row["verdict"] == verdict)
+    concerned = _in_words([row for row in rows if row["verdict"] == verdict])
     if verdict == "fail":
         return f"The student is worse than the baseline by more than the margin in {concerned}."
     remedy = (
         f"about {needed:,} test images would decide it" if needed else "no larger test set would decide it"
     )
-    return f"The test set is too small to tell whether the student is worse by more than the margin in {concerned}: {remedy}."
+    return (
+        f"These images cannot tell whether the student loses more than the margin in {concerned}: {remedy}."
+    )
 
 
-def _quantity(row: dict[str, Any]) -> str:
-    return "ACR" if row["quantity"] == "acr" else f"certified accuracy at {row['radius']}"
+def _in_words(rows: list[dict[str, Any]]) -> str:
+    """`ACR and certified accuracy at 0.0, 0.25`."""
+    radii = ", ".join(str(row["radius"]) for row in rows if row["quantity"] == "certified_accuracy")
+    quantities = ["ACR"] * any(row["quantity"] == "acr" for row in rows) + [
+        f"certified accuracy at {radii}"
+    ] * bool(radii)
+    return " and ".join(quantities)

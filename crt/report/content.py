@@ -122,19 +122,13 @@ def ecdf_chart(results: Results) -> Markup:
     )
 
 
-def compared_with(results: Results) -> str:
-    """Whom the student is compared with first."""
-    return "teacher" if results.gate["verdict"] == "no baseline" else "baseline"
-
-
 def comparisons(results: Results, against: str) -> list[dict[str, Any]]:
-    """The gate's rows of one role."""
+    """The gate's rows that compare the student with `against`."""
     return [row for row in results.gate["comparisons"] if row["against"] == against]
 
 
-def gate_chart(results: Results) -> Markup:
-    """Differences of certified accuracy from the baseline or, if none is pinned, from the teacher."""
-    against = compared_with(results)
+def difference_chart_against(results: Results, against: str) -> Markup:
+    """Certified accuracy of the student minus that of another role, per radius."""
     rows = [
         Difference(
             label=f"at {row['radius']}",
@@ -146,13 +140,12 @@ def gate_chart(results: Results) -> Markup:
         for row in comparisons(results, against)
         if row["quantity"] == "certified_accuracy"
     ]
+    title = f"Certified accuracy, student minus {against}, percentage points"
     said = [
         f"{row.label}: {formats.points(row.value)} ({formats.points_range((row.low, row.high))})"
         for row in rows
     ]
-    return difference_chart(
-        "gate", f"Certified accuracy, student minus {against}, percentage points", "; ".join(said), rows
-    )
+    return difference_chart(f"against-{against}", title, "; ".join(said), rows)
 
 
 def training_charts(results: Results) -> list[tuple[str, Legend, Markup]]:
@@ -211,6 +204,17 @@ def class_bars(counts: dict[str, int]) -> Markup:
     """Images per class as bars."""
     least, most = min(counts.values(), default=0), max(counts.values(), default=0)
     return bars(list(counts.values()), f"{len(counts)} classes, {least} to {most} images each")
+
+
+def size_rule(model: dict[str, Any]) -> str:
+    """The network's input, in words."""
+    size = model["image_size"]
+    others = {
+        "none": "other sizes are refused",
+        "crop": "other sizes are resized and cropped",
+        "squash": "other sizes are resized",
+    }
+    return f"{model['channels']} × {size} × {size} pixels in [0,1]; {others[model['resize']]}"
 
 
 def class_list(classes: Sequence[str]) -> str:

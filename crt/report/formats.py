@@ -1,5 +1,6 @@
 """Numbers and names as people read them. Rounding happens here and nowhere else."""
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -23,17 +24,17 @@ MISSING = "–"
 
 def percent(share: float | None) -> str:
     """`71.4 %`."""
-    return MISSING if share is None else f"{100 * share:.1f} %"
+    return MISSING if share is None or math.isnan(share) else f"{100 * share:.1f} %"
 
 
-def percent_range(interval: Sequence[float] | None) -> str:
+def percent_range(interval: Sequence[float]) -> str:
     """`66.1 – 75.8 %`."""
-    return MISSING if interval is None else f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f} %"
+    return f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f} %"
 
 
-def points(difference: float | None) -> str:
+def points(difference: float) -> str:
     """A difference of shares in percentage points: `+1.2`, `−0.4`."""
-    return MISSING if difference is None else signed(100 * difference, 1)
+    return signed(100 * difference, 1)
 
 
 def points_range(interval: Sequence[float]) -> str:
@@ -41,9 +42,9 @@ def points_range(interval: Sequence[float]) -> str:
     return f"{points(interval[0])} … {points(interval[1])}"
 
 
-def radius(value: float | None) -> str:
+def radius(value: float) -> str:
     """ACR and other radii, three decimals."""
-    return MISSING if value is None else f"{value:.3f}"
+    return f"{value:.3f}"
 
 
 def radius_difference(value: float) -> str:

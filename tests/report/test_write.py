@@ -1,0 +1,239 @@
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from results_folder import CLASSES, DROPS, make_results
+
+import crt.report
+from crt.errors import UserError
+from crt.report.write import write_report
+
+TEMPLATES = Path(crt.report.__file__).parent / "templates"
+VOID = {"meta", "path", "circle", "rect", "br", "img", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced; collects tags, attributes and texts."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    root = make_results(tmp_path_factory.mktemp("results"))
+    write_report(root, DROPS, root / "report")
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(written) -> Page:
+    return Page((written / "report/index.html").read_text())
+
+
+def test_the_verdict_comes_first(written, page):
+    gate = json.loads((written / "results/gate.json").read_text())
+    assert gate["sentence"] in page.text
+    assert page.text.index(gate["sentence"]) < page.text.index("Side by side")
+
+
+def test_the_table_shows_the_metrics_of_all_three(written, page):
+    for role in ("teacher", "student", "baseline"):
+        metrics = json.loads((written / f"results/certify/{role}.json").read_text())
+        low, high = metrics["interval"]["certified_accuracy"]["0.25"]
+        assert (
+            f"{100 * metrics['certified_accuracy']['0.25']:.1f} % {100 * low:.1f} – {100 * high:.1f} %"
+            in page.text
+        )
+        assert f"{metrics['acr']:.3f}" in page.text
+    assert "11,170,000" in page.text
+    assert "1 min 23 s" in page.text
+    assert "every test image (360 images)" in page.text
+
+
+def test_nothing_is_loaded_from_anywhere(written, page):
+    html = (written / "report/index.html").read_text()
+    assert not re.search(r"https?:|url\(|@import|//", html)
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "link", "img", "iframe", "object", "embed"}
+        assert not {"src", "href", "xlink:href", "srcset", "action"} & set(attributes)
+        assert not any(name.startswith("on") for name in attributes)
+
+
+def test_every_figure_has_a_title_and_a_description(page):
+    charts = [
+        attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("class") == "chart"
+    ]
+    assert len(charts) == 7  # accuracy, p_A, against baseline and teacher, noisy accuracy, two losses
+    ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    for attributes in charts:
+        assert attributes["role"] == "img"
+        assert set(attributes["aria-labelledby"].split()) <= ids
+    assert len(ids) == sum("id" in attributes for _, attributes in page.tags)  # none twice
+
+
+def test_every_table_has_headers(page):
+    headers = [attributes for tag, attributes in page.tags if tag == "th"]
+    assert all(attributes.get("scope") in {"col", "row", "rowgroup"} for attributes in headers)
+
+
+def test_the_same_results_give_the_same_bytes(written, tmp_path):
+    write_report(written, DROPS, tmp_path)
+    for name in ("index.html", "MODEL_CARD.md"):
+        assert (tmp_path / name).read_bytes() == (written / "report" / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["MODEL_CARD.md", "index.html"]
+
+
+def test_names_from_files_are_escaped(tmp_path):
+    evil = ['<script>alert("1")</script>', "a|b", "*bold* & `code`", *CLASSES[3:]]
+    root = make_results(tmp_path, classes=evil)
+    write_report(root, DROPS, root / "report")
+    html = (root / "report/index.html").read_text()
+    assert "<script" not in html
+    assert evil[0] in Page(html).text
+    card = (root / "report/MODEL_CARD.md").read_text()
+    assert "<script" not in card
+    assert "a\\|b" in card
+
+
+def test_without_a_baseline(tmp_path):
+    root = make_results(tmp_path, baseline=None)
+    write_report(root, DROPS, root / "report")
+    text = Page((root / "report/index.html").read_text()).text
+    assert "no baseline" in text
+    assert "Student against teacher" in text
+    assert "Student against baseline" not in text
+    assert "| | teacher | student |" in (root / "report/MODEL_CARD.md").read_text()
+
+
+def test_undecided_says_how_many_images_would_do(tmp_path):
+    root = make_results(tmp_path, student=1.9)
+    write_report(root, DROPS, root / "report")
+    gate = json.loads((root / "results/gate.json").read_text())
+    assert gate["verdict"] == "undecided"
+    text = Page((root / "report/index.html").read_text()).text
+    assert f"about {gate['images_to_decide']:,} test images would decide it" in text
+
+
+def test_adaptive_mode_and_warnings_are_said(tmp_path):
+    root = make_results(tmp_path, mode="adaptive", warnings=["the model was trained with sigma 0.5"])
+    write_report(root, DROPS, root / "report")
+    text = Page((root / "report/index.html").read_text()).text
+    assert "ACR), a lower bound" in text
+    assert "student: the model was trained with sigma 0.5" in text
+    assert (
+        "Warning, student: the model was trained with sigma 0.5"
+        in (root / "report/MODEL_CARD.md").read_text()
+    )
+
+
+def test_a_fetched_teacher_has_no_training_log(tmp_path):
+    root = make_results(tmp_path)
+    (root / "results/teacher.json").write_text('{"parameters": 271000}')
+    (root / "results/teacher/training.tsv").write_text("epoch\tlr\tloss\n")
+    write_report(root, DROPS, root / "report")
+    text = Page((root / "report/index.html").read_text()).text
+    assert "teacher: –" in text
+    assert "Training loss of the teacher" not in text
+
+
+def test_results_of_a_removed_drop_are_left_out(tmp_path):
+    root = make_results(tmp_path)
+    write_report(root, DROPS[:2], root / "report")
+    assert DROPS[2] not in (root / "report/index.html").read_text()
+
+
+def test_many_classes(tmp_path):
+    root = make_results(tmp_path, classes=[f"class {i}" for i in range(200)])
+    write_report(root, DROPS, root / "report")
+    assert "and 190 more" in (root / "report/MODEL_CARD.md").read_text()
+
+
+def test_the_model_card_has_all_sections(written):
+    card = (written / "report/MODEL_CARD.md").read_text()
+    titles = re.findall(r"^## (.*)", card, re.M)
+    assert titles == ["Model", "Intended use", "Data", "Training", "Certificates", "Limits", "Licence"]
+    assert "Not stated." in card
+    for table in re.findall(r"(?:^\|.*\n)+", card, re.M):
+        assert len({row.count("|") for row in table.splitlines()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "says"),
+    [
+        ("results/gate.json", None, "is missing"),
+        ("results/student.json", "{", "is not JSON"),
+        ("results/certify/student.json", "[]", "holds no JSON object"),
+        ("results/student/training.tsv", "epoch\tloss\n1\tx\n", "is damaged"),
+        ("results/student/training.tsv", "epoch\tloss\n1\n", "is damaged"),
+        ("results/prepare/2025-02.json", None, "is missing"),
+    ],
+)
+def test_missing_and_damaged_results(tmp_path, path, content, says):
+    root = make_results(tmp_path)
+    (root / path).unlink() if content is None else (root / path).write_text(content)
+    with pytest.raises(UserError, match=says) as error:
+        write_report(root, DROPS, root / "report")
+    assert Path(path).name in str(error.value)
+    assert not (root / "report").exists()
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_colours_have_the_contrast_that_wcag_asks_for(scheme):
+    style = (TEMPLATES / "style.css").read_text()
+    block = re.findall(r":root \{(.*?)\}", style, re.S)[scheme]
+    colours = dict(re.findall(r"--(\w+): (#\w{6})", block))
+    for name in ("text", "soft", "pass", "fail", "undecided", "neutral"):
+        assert contrast(colours[name], colours["panel"]) >= 4.5
+        assert contrast(colours[name], colours["back"]) >= 4.5
+    for name in ("teacher", "student", "baseline"):
+        assert contrast(colours[name], colours["back"]) >= 3
+
+
+def test_the_report_needs_no_torch(written):
+    script = (
+        "import sys, pathlib; from crt.report.write import write_report;"
+        f"write_report(pathlib.Path({str(written)!r}), {DROPS!r}, pathlib.Path({str(written / 'again')!r}));"
+        "import crt.evaluation.gate; assert not {'torch', 'timm', 'dvc', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
