@@ -19,15 +19,15 @@ def write_report(root: Path, drops: Sequence[str], out: Path) -> None:
         UserError: a result is missing or damaged.
     """
     results = load_results(root, drops)
-    write_text(out / "index.html", render(results, "page.html.jinja"))
-    write_text(out / "MODEL_CARD.md", render(results, "model_card.md.jinja"))
+    write_text(out / "index.html", render(results, "page.html.j2"))
+    write_text(out / "MODEL_CARD.md", render(results, "model_card.md.j2"))
 
 
 def render(results: Results, template: str) -> str:
     """Fill in one of the templates; HTML ones escape whatever they are given."""
     environment = Environment(
-        loader=PackageLoader("crt.report"),
-        autoescape=select_autoescape(["html.jinja"]),
+        loader=PackageLoader("crt.report", ""),
+        autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -12,7 +12,7 @@ import crt.report
 from crt.errors import UserError
 from crt.report.write import write_report
 
-TEMPLATES = Path(crt.report.__file__).parent / "templates"
+TEMPLATES = Path(crt.report.__file__).parent
 VOID = {"meta", "path", "circle", "rect", "br", "img", "link", "input", "hr"}
 
 
@@ -220,7 +220,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_colours_have_the_contrast_that_wcag_asks_for(scheme):
-    style = (TEMPLATES / "style.css").read_text()
+    style = (TEMPLATES / "style.css.j2").read_text()
     block = re.findall(r":root \{(.*?)\}", style, re.S)[scheme]
     colours = dict(re.findall(r"--(\w+): (#\w{6})", block))
     for name in ("text", "soft", "pass", "fail", "undecided", "neutral"):
