@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.signal import fftconvolve
 from scipy.special import ndtr, ndtri
-from scipy.stats import beta, binom, binomtest
+from scipy.stats import beta, binom
 
 FIRST_LOOK, GROWTH = 64, 1.05  # looks at the votes, and how much further on the next one is
 FUTILITY = 0.01  # chance, at each look, to give up a radius that the last look would just have certified
@@ -34,11 +34,11 @@ def probability_at(r: float, sigma: float) -> float:
 
 
 def leads(first: int, second: int, alpha: float) -> bool:
-    """Whether the most frequent class beats the runner-up: PREDICT's two-sided test (Cohen et al. 2019, section 3.2.1).
+    """Whether `first` votes beat the runner-up's: PREDICT's two-sided binomial test (Cohen et al. 2019, section 3.2.1).
 
-    The two-sided level covers that the leader is chosen from the same votes (Hung and Fithian 2019).
+    The doubled tail covers that the leader is chosen from the same votes (Hung and Fithian 2019).
     """
-    return bool(binomtest(first, first + second, 0.5).pvalue <= alpha)
+    return bool(2 * binom.sf(first - 1, first + second, 0.5) <= alpha)
 
 
 def least_draws(alpha: float) -> int:
@@ -73,11 +73,11 @@ def stopping_table(radii: Sequence[float], sigma: float, n: int, alpha: float) -
 
 def looks(n: int) -> tuple[int, ...]:
     """Multiples of FIRST_LOOK that grow by GROWTH, up to n."""
-    schedule, size = [0], float(FIRST_LOOK)
+    sizes, size = {n}, float(FIRST_LOOK)
     while size < n:
-        schedule.append(max(round(size / FIRST_LOOK) * FIRST_LOOK, schedule[-1]))
+        sizes.add(min(round(size / FIRST_LOOK) * FIRST_LOOK, n))
         size *= GROWTH
-    return (*sorted(set(schedule) - {0, n}), n)
+    return tuple(sorted(sizes))
 
 
 def enough_votes(p: float, looks: Sequence[int], alpha: float) -> tuple[int, ...]:

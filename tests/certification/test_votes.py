@@ -1,0 +1,181 @@
+"""Vote counting: every draw counts once, whatever the batches, the order and the company."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from crt.certification.noise import BLOCK, fill_block, image_key
+from crt.certification.procedures import Draws, Stage
+from crt.certification.votes import Request, VoteCounter, certified_network, resolve_device, run_procedures
+from crt.errors import UserError
+
+SHAPE = torch.Size([3, 8, 8])
+CPU = torch.device("cpu")
+
+
+class Net(nn.Module):
+    """A small network with BatchNorm whose classes all occur under noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2)
+        )
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).flatten(1) * 5)
+
+
+def images(count: int) -> list[Tensor]:
+    return list(torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(1)))
+
+
+def counter(batch_size: int | None = 64, sigma: float = 0.5, network: nn.Module | None = None) -> VoteCounter:
+    return VoteCounter(
+        network or certified_network(Net(), CPU, "float32", False), SHAPE, sigma, CPU, "float32", batch_size
+    )
+
+
+def request(image: Tensor, start: int, stop: int, stage: Stage = Stage.ESTIMATION) -> Request:
+    return Request(image, image_key(image, 0), Draws(stage, start, stop))
+
+
+REQUESTS = [
+    request(image, *draws)
+    for image, draws in zip(images(4), [(0, 100), (0, 3), (70, 330), (64, 128)], strict=True)
+]
+
+
+def by_hand(ask: Request, sigma: float = 0.5) -> list[int]:
+    """One draw at a time, noise added by the definition, with the network as it was built."""
+    network, votes = Net().eval(), [0] * 5
+    for draw in range(ask.draws.start, ask.draws.stop):
+        noise = torch.empty(BLOCK, 8, 8, 3)
+        fill_block(noise, torch.Generator(), ask.key, ask.draws.stage, draw // BLOCK)
+        noisy = ask.image + sigma * noise[draw % BLOCK].permute(2, 0, 1)
+        with torch.no_grad():
+            votes[int(network(noisy[None]).argmax())] += 1
+    return votes
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 100, 1000])
+def test_votes_are_those_of_the_definition(batch_size: int) -> None:
+    votes = counter(batch_size).count(REQUESTS)
+    assert [sum(row) for row in votes] == [100, 3, 260, 64]
+    assert votes == [by_hand(ask) for ask in REQUESTS]
+    assert all(sum(count > 0 for count in row) > 1 for row in votes if sum(row) > 10)
+
+
+def test_order_and_company_do_not_matter() -> None:
+    together = counter().count(REQUESTS)
+    assert counter().count(REQUESTS[::-1]) == together[::-1]
+    assert [counter().count([ask])[0] for ask in REQUESTS] == together
+
+
+def test_draws_add_up_and_stages_differ() -> None:
+    image, votes = images(1)[0], counter()
+    whole, *parts = votes.count(
+        [request(image, *draws) for draws in [(0, 500), (0, 37), (37, 130), (130, 500)]]
+    )
+    assert whole == [sum(column) for column in zip(*parts, strict=True)]
+    selection = votes.count([request(image, 0, 500, Stage.SELECTION)])[0]
+    assert selection != whole
+
+
+def test_noise_is_not_clipped() -> None:
+    seen: list[Tensor] = []
+
+    class Spy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.clone())
+            return x.flatten(1)[:, :2]
+
+    counter(64, sigma=1.0, network=Spy()).count([request(torch.full(SHAPE, 0.5), 0, 640)])
+    noisy = torch.cat(seen[1:])
+    assert noisy.min() < -2
+    assert noisy.max() > 3
+    assert noisy.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert noisy.std().item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_procedures_run_together_and_in_turn() -> None:
+    """Each procedure receives the votes of its own draws, also when many more wait than fit into a round."""
+
+    def procedure(first: int, second: int):
+        one = yield Draws(Stage.SELECTION, 0, first)
+        two = yield Draws(Stage.ESTIMATION, 0, second)
+        return one, two
+
+    asked = {number: (50 + number, 3_000 if number % 5 == 0 else 64) for number in range(30)}
+    tasks = ((number, image, procedure(*asked[number])) for number, image in enumerate(images(30)))
+    votes = counter(16)
+    results = {number: (result, seconds) for number, result, seconds in run_procedures(votes, tasks, seed=0)}
+    assert sorted(results) == list(range(30))
+    for number, image in enumerate(images(30)):
+        (one, two), seconds = results[number]
+        assert seconds > 0
+        expected = [request(image, 0, asked[number][0], Stage.SELECTION), request(image, 0, asked[number][1])]
+        assert [one, two] == counter(64).count(expected)
+
+
+def test_images_are_taken_only_when_there_is_room() -> None:
+    taken = []
+
+    def tasks():
+        for number, image in enumerate(images(200)):
+            taken.append(number)
+            yield number, image, procedure()
+
+    def procedure():
+        return (yield Draws(Stage.SELECTION, 0, 100))
+
+    results = run_procedures(counter(1), tasks(), seed=0)
+    next(results)
+    assert len(taken) == 1  # 100 draws fill a round of 32 batches of one
+
+
+def test_the_network_is_a_copy() -> None:
+    model = Net().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    counter(network=certified_network(model, CPU, "float32", False)).count(REQUESTS)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_bfloat16_votes_nearly_as_float32() -> None:
+    fine = counter().count([request(images(1)[0], 0, 640)])[0]
+    half = VoteCounter(certified_network(Net(), CPU, "bfloat16", False), SHAPE, 0.5, CPU, "bfloat16", 64)
+    coarse = half.count([request(images(1)[0], 0, 640)])[0]
+    assert sum(abs(a - b) for a, b in zip(fine, coarse, strict=True)) < 32
+    assert sum(coarse) == 640
+
+
+def test_cpu_batches_shrink_with_the_image() -> None:
+    assert counter(None).batch_size == 64
+    small = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert VoteCounter(small, torch.Size([3, 224, 224]), 0.5, CPU, "float32", None).batch_size == 1
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (nn.Conv2d(1, 2, 3), "does not accept images of shape \\[3, 8, 8\\]"),
+        (nn.Identity(), "returns \\[64, 3, 8, 8\\] for 64 images"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), "logits \\[64, K\\], K >= 2"),
+    ],
+)
+def test_networks_that_are_no_classifiers(network: nn.Module, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        counter(network=network)
+
+
+def test_a_missing_device() -> None:
+    assert resolve_device("cpu") == CPU
+    if not torch.cuda.is_available():
+        assert resolve_device("auto") == CPU
+        with pytest.raises(UserError, match=r"no GPU 0 here: set runtime\.device"):
+            resolve_device("cuda")
+        with pytest.raises(UserError, match="no GPU 3 here"):
+            resolve_device("cuda:3")
