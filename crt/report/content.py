@@ -46,9 +46,9 @@ def meaning(results: Results) -> list[str]:
         "drawn, the smoothed classifier gives the same class for every change of the image with an l2 norm below the radius, "
         "whatever the attack. Nothing is said of larger changes, of other kinds of change (rotation, blur, a sticker, another "
         "camera), nor that the class is right: certified accuracy counts only certificates of the right class.",
-        f"A share of up to α of the certificates may be wrong. Allowing for that, with probability 0.999 at least "
+        f"On average a share of up to α of the certificates may be wrong. Allowing for that, with probability 0.999 at least "
         f"{formats.percent(metrics['certified_accuracy_lower_bound'][radius])} of these {formats.count(metrics['images'])} "
-        f"images are truly robust at radius {radius}. The intervals are for another matter: the test set is a sample of "
+        f"images are truly classified right within radius {radius}. The intervals are for another matter: the test set is a sample of "
         "the images that will be met.",
         "The certificate is of the classifier as it was run. Network, σ, numeric precision and compilation are parts of it: "
         "deploy it with the settings of its certificates. That noise on a computer is only approximately Gaussian is not "
