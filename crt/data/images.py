@@ -118,12 +118,11 @@ def _fit(image: Image.Image, fmt: ImageFormat, name: str) -> np.ndarray:
         width, height = image.size
         if fmt.resize == "none":
             raise MisfitImageError(name, f"{width}x{height} pixels instead of {size}x{size}")
-        box = (0.0, 0.0, float(width), float(height))
         if fmt.resize == "crop":
             side = min(width, height)
-            left, top = (width - side) / 2, (height - side) / 2
-            box = (left, top, left + side, top + side)
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+            left, top = (width - side) // 2, (height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.uint8).reshape(size, size, fmt.channels)
 
 
