@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from crt.errors import UserError
 
@@ -176,6 +176,49 @@ class Teacher(Recipe):
         return self
 
 
+class FetchedTeacher(Section):
+    """A teacher that is fetched instead of trained. Null is told from the file; what cannot be told is asked for."""
+
+    # A preset's settings of training lie beside these and are of no use here; other keys are refused below.
+    model_config = ConfigDict(extra="allow")
+
+    key: Literal["fetch"]
+    drop: str  # the drop it is checked on
+    ref: str | None  # a model reference
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None  # of the file that ref names
+    refs: list[str]  # model references: an ensemble's members
+    arch: str | None  # a timm model name, or cifar_resnet<depth>
+    arch_args: dict[str, Any]  # passed to timm.create_model
+    mean: list[float] | None  # of the normalization layer, per channel
+    std: list[Positive] | None
+    classes: list[str] | None  # in the order of the network's outputs
+    sigma: Positive | None  # of the noise it was trained with, [0,1] pixel units
+
+    @model_validator(mode="after")
+    def _is_one_or_several(self) -> "FetchedTeacher":
+        unknown = sorted(set(self.model_extra or {}) - set(Recipe.model_fields))
+        if unknown:
+            raise ValueError(f"{unknown[0]} is not a known key (a typo?)")
+        if self.ref is not None and self.refs:
+            raise ValueError("ref and refs are both given: give one model, or the members of an ensemble")
+        if self.sha256 is not None and self.refs:
+            raise ValueError("sha256 is for a single ref: write #sha256=<hex> behind each of refs")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together: give both or none")
+        return self
+
+
+def _origin(teacher: Any) -> str:
+    key = teacher.get("key") if isinstance(teacher, dict) else getattr(teacher, "key", None)
+    return _FETCHED if key == "fetch" else _TRAINED
+
+
+_TRAINED, _FETCHED = "<trained>", "<fetched>"  # no key of params.yaml looks like that
+AnyTeacher = Annotated[
+    Annotated[Teacher, Tag(_TRAINED)] | Annotated[FetchedTeacher, Tag(_FETCHED)], Discriminator(_origin)
+]
+
+
 class Student(Recipe):
     """The network that is trained at every retraining."""
 
@@ -237,7 +280,7 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     sigma: Positive  # standard deviation of the noise, [0,1] pixel units
     data: Data
-    teacher: Teacher
+    teacher: AnyTeacher
     student: Student
     method: Method
     certify: Certify
@@ -298,7 +341,10 @@ def _sentence(error: ValidationError) -> str:
     """All findings in one line: `student.lr: must be greater than 0 (got -1)`."""
     parts = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "the configuration"
+        where = (
+            ".".join(str(part) for part in item["loc"] if part not in (_TRAINED, _FETCHED))
+            or "the configuration"
+        )
         if item["type"] == "extra_forbidden":
             parts.append(f"{where} is not a known key (a typo?)")
         elif item["type"] == "missing":
