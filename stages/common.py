@@ -30,6 +30,11 @@ def run(stage: Callable[[Config], None]) -> None:
         sys.exit("interrupted: run again to go on from the last checkpoint")
 
 
+def root() -> Path:
+    """The repository's root, also from within the temporary folder of a `dvc exp run --temp`."""
+    return Path(os.environ.get("DVC_ROOT", "."))
+
+
 def work_dir(stage: str, *parts: Any) -> Path:
     """The folder for a stage's resume files: `$DVC_ROOT/.work/<stage>-<fingerprint>`.
 
@@ -39,6 +44,6 @@ def work_dir(stage: str, *parts: Any) -> Path:
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for file in sorted(Path(crt.__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
-    folder = Path(os.environ.get("DVC_ROOT", ".")) / ".work" / f"{stage}-{digest.hexdigest()[:16]}"
+    folder = root() / ".work" / f"{stage}-{digest.hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -14,6 +14,8 @@ from crt.models.cifar_resnet import DEPTHS, CifarResNet, depth_of
 # They follow from the data, or would fetch weights.
 _NOT_ARGUMENTS = ("num_classes", "in_chans", "pretrained", "pretrained_cfg", "checkpoint_path")
 
+ENSEMBLE = "ensemble"
+
 
 class Normalize(nn.Module):
     """(x - mean) / std per channel, as buffers: [B, C, H, W] -> [B, C, H, W].
@@ -45,6 +47,17 @@ class BaseClassifier(nn.Module):
         return self.network(self.normalize(images))
 
 
+class Ensemble(nn.Module):
+    """The mean of the members' logits: images [B, C, H, W] -> logits [B, K]. Each member has its own front layer."""
+
+    def __init__(self, members: Sequence[BaseClassifier]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([member(images) for member in self.members]).mean(0)
+
+
 def build_model(
     arch: str,
     arch_args: dict[str, Any],
@@ -57,7 +70,9 @@ def build_model(
     """A base classifier with random weights (drawn from torch's global generator), in train mode.
 
     arch: `cifar_resnet<depth>` or any timm model name; arch_args: passed to `timm.create_model`. timm's networks,
-    made for images of 224 pixels, get smaller strides or patches where the images are smaller (`crt.models.small_images`).
+    made for images of 224 pixels, get smaller strides or patches where the images are smaller (`crt.models.small_images`),
+    unless arch_args say `small_images: false`. `ensemble` with arch_args `members`, each with its arch, arch_args, mean and
+    std, is the mean of the members' logits.
 
     Raises:
         UserError: an unknown name (near names are listed), arguments that the network does not take, or a network
@@ -68,7 +83,15 @@ def build_model(
             raise UserError(f"arch_args may not set {name} of {arch}: it follows from the data; remove it")
     depth = depth_of(arch)
     network: nn.Module
-    if depth is not None:
+    if arch == ENSEMBLE:
+        members = arch_args["members"]
+        network = Ensemble(
+            [
+                build_model(**m, num_classes=num_classes, channels=channels, image_size=image_size)
+                for m in members
+            ]
+        )
+    elif depth is not None:
         if arch_args:
             raise UserError(f"{arch} takes no arch_args (got {', '.join(arch_args)}): remove them")
         network = CifarResNet(depth, num_classes, channels)
@@ -82,7 +105,22 @@ def _timm_network(
 ) -> nn.Module:
     import timm  # seconds to import: only where it is needed
 
-    from crt.models.small_images import fit
+    from crt.models.small_images import fit, unfitted
+
+    check_timm_name(arch)
+    args = dict(arch_args)
+    fitted = args.pop("small_images", True)
+    create = partial(timm.create_model, arch, num_classes=num_classes, in_chans=channels, **args)
+    return fit(arch, create, channels, size) if fitted else unfitted(arch, create, channels, size)
+
+
+def check_timm_name(arch: str) -> None:
+    """Hold a name to timm's.
+
+    Raises:
+        UserError: timm has no such model; near names are listed.
+    """
+    import timm
 
     if not timm.is_model(arch):
         known = [*timm.list_models(), *(f"cifar_resnet{depth}" for depth in DEPTHS)]
@@ -91,5 +129,3 @@ def _timm_network(
             f"arch {arch!r} is no timm model and no CIFAR ResNet: "
             + (f"did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists the names")
         )
-    create = partial(timm.create_model, arch, num_classes=num_classes, in_chans=channels, **arch_args)
-    return fit(arch, create, channels, size)

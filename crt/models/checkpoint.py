@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from crt.data.files import replacing
 from crt.errors import UserError
 from crt.models.build import BaseClassifier, build_model
 
@@ -27,8 +26,9 @@ class ModelInfo:
     """What is known of a model besides its weights.
 
     image_size: pixels; mean, std: per channel, of [0,1] pixels; resize: how images were brought to that size;
-    sigma: the training noise's standard deviation, [0,1] pixel units; the fingerprints name the data and the teacher
-    (None: trained without one); versions: of the packages that trained it.
+    sigma: the training noise's standard deviation, [0,1] pixel units; the fingerprints name the data (`unknown` for a
+    published model) and the teacher (None: trained without one); seed: None if unknown; versions: of the packages that
+    trained it; source: for a fetched model, its reference, SHA-256 and what it was recognised as.
     """
 
     format: int
@@ -44,8 +44,9 @@ class ModelInfo:
     method: str
     data_fingerprint: str
     teacher_fingerprint: str | None
-    seed: int
+    seed: int | None
     versions: dict[str, str]
+    source: dict[str, str] | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -68,9 +69,10 @@ class ModelInfo:
                 "train the model again or use the version of crt that wrote it"
             )
         known = {field.name for field in fields(cls)}
-        if known != set(raw):
+        needed = known - {"source"}
+        if not needed <= set(raw) <= known:
             raise UserError(
-                f"{source} lacks {sorted(known - set(raw))} and has unknown {sorted(set(raw) - known)}: get it again"
+                f"{source} lacks {sorted(needed - set(raw))} and has unknown {sorted(set(raw) - known)}: get it again"
             )
         return cls(**raw)
 
@@ -85,17 +87,12 @@ def save_model(folder: Path, model: BaseClassifier, info: ModelInfo) -> None:
 
     The bytes of `model.safetensors` depend on the weights alone, not on their device or memory format.
     """
-    aside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     tensors = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()
     }
-    save_file(tensors, aside / WEIGHTS)
-    (aside / INFO).write_text(info.to_json(), encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(aside, folder)
+    with replacing(folder) as aside:
+        save_file(tensors, aside / WEIGHTS)
+        (aside / INFO).write_text(info.to_json(), encoding="utf-8")
 
 
 def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[BaseClassifier, ModelInfo]:
@@ -116,13 +113,11 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[BaseCl
     model = build_model(
         info.arch, info.arch_args, len(info.classes), info.channels, info.image_size, info.mean, info.std
     )
-    differences = _differences(model.state_dict(), tensors)
+    differences = misfit(model.state_dict(), tensors)
     if differences:
-        more = len(differences) - 9
-        shown = differences if len(differences) <= 10 else [*differences[:9], f"and {more} more"]
         raise UserError(
             f"{folder / WEIGHTS} does not fit its architecture {info.arch}: get the model again\n  "
-            + "\n  ".join(shown)
+            + "\n  ".join(differences)
         )
     model.load_state_dict(tensors)
     return model.to(device).eval(), info
@@ -154,7 +149,8 @@ def model_fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
+def misfit(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
+    """How the tensors differ from those expected, in at most ten lines; empty: they fit."""
     lines = [f"{name} is missing" for name in expected.keys() - found.keys()]
     lines += [f"{name} is surplus" for name in found.keys() - expected.keys()]
     for name in expected.keys() & found.keys():
@@ -163,4 +159,5 @@ def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[
             lines.append(
                 f"{name} is {got.dtype} {list(got.shape)} instead of {wanted.dtype} {list(wanted.shape)}"
             )
-    return sorted(lines)
+    lines.sort()
+    return lines if len(lines) <= 10 else [*lines[:9], f"and {len(lines) - 9} more"]

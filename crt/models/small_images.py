@@ -46,6 +46,23 @@ def fit(arch: str, create: Callable[..., nn.Module], channels: int, size: int) -
     return network.train()
 
 
+def unfitted(arch: str, create: Callable[..., nn.Module], channels: int, size: int) -> nn.Module:
+    """The network that `create` makes, with its own strides and patches, in train mode.
+
+    Raises:
+        UserError: see `fit`.
+    """
+    try:
+        network = create()
+    except TypeError as error:
+        raise UserError(f"arch_args do not fit {arch}: {error}") from None
+    if last_map(network, torch.zeros(1, channels, size, size)) is None:
+        raise UserError(
+            f"{arch} cannot work on images of {size} pixels with its own strides and patches: choose another arch or arch_args"
+        )
+    return network.train()
+
+
 def last_map(network: nn.Module, images: Tensor) -> int | None:
     """Side of the last feature map (or of the square of tokens) for these images; None where the network fails."""
     network.eval()  # BatchNorm's statistics stay as they are
