@@ -1,5 +1,6 @@
 """Training methods: one file each, one interface (`crt.methods.base`)."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -10,7 +11,7 @@ from crt.errors import UserError
 from crt.methods import catrs, consistency, crt, gaussian, macer, smoothadv, smoothmix
 from crt.methods.base import Method
 
-# A method `name` is a module with a factory of the same name and NEEDS_LABELS.
+# A method is a module that holds NEEDS_LABELS and a factory of the module's name.
 METHODS: dict[str, ModuleType] = {
     "catrs": catrs,
     "consistency": consistency,
@@ -23,27 +24,28 @@ METHODS: dict[str, ModuleType] = {
 
 
 def build_method(name: str, settings: Mapping[str, Any], teacher: nn.Module | None) -> Method:
-    """The method `name` with its settings; `teacher` goes to the methods that learn from one (`crt`, `catrs`).
+    """The method `name` with its settings; `teacher` goes to the methods that can learn from one.
 
     Raises:
         UserError: an unknown name, or a method that needs a teacher and got none.
     """
-    factory: Callable[..., Method] = getattr(_module(name), name)
-    if name == "catrs":  # its own settings say whether it needs one
-        return factory(**settings, teacher=teacher)
-    if name != "crt":
-        return factory(**settings)
-    if teacher is None:
-        raise UserError("method crt needs a teacher: train the teacher first (`dvc repro teacher`)")
-    return factory(teacher, **settings)
+    if takes_teacher(name):
+        return _factory(name)(**settings, teacher=teacher)
+    return _factory(name)(**settings)
+
+
+def takes_teacher(name: str) -> bool:
+    """Whether the method can learn from a teacher."""
+    return "teacher" in inspect.signature(_factory(name)).parameters
 
 
 def needs_labels(name: str) -> bool:
-    """Whether the method learns nothing from images without labels alone."""
-    return bool(_module(name).NEEDS_LABELS)
+    """Whether the method has no use for images without a label."""
+    return bool(METHODS[name].NEEDS_LABELS)
 
 
-def _module(name: str) -> ModuleType:
+def _factory(name: str) -> Callable[..., Method]:
     if name not in METHODS:
-        raise UserError(f"method {name!r} is unknown: choose one of {', '.join(sorted(METHODS))}")
-    return METHODS[name]
+        raise UserError(f"method {name!r} is unknown: choose one of {', '.join(METHODS)}")
+    factory: Callable[..., Method] = getattr(METHODS[name], name)
+    return factory

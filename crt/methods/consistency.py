@@ -11,7 +11,7 @@ from crt.methods.terms import accuracy, cross_entropy
 NEEDS_LABELS = True
 
 
-def consistency(num_noise: int, lbd: float, eta: float) -> Method:
+def consistency(*, num_noise: int, lbd: float, eta: float) -> Method:
     """L = mean CE(z_i, y) + mean_b [ lbd * mean_i KL(pbar || p_i) + eta * H(pbar) ], pbar = mean_i p_i.
 
     i runs over `num_noise` draws per image, all in one forward pass; gradients flow through pbar too. Unlabelled

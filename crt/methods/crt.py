@@ -7,18 +7,24 @@ margin exceeds sqrt(2) times the distance, both answer the same class.
 import torch
 from torch import nn
 
+from crt.errors import UserError
 from crt.methods.base import Batch, Loss, Method, add_noise
 from crt.methods.terms import accuracy, cross_entropy
 
 NEEDS_LABELS = False
 
 
-def crt(teacher: nn.Module, alpha: float) -> Method:
+def crt(*, teacher: nn.Module | None, alpha: float) -> Method:
     """L = alpha * mean_b ||z_S(x'_b) - z_T(x'_b)||_2 + (1 - alpha) * mean_b CE(z_S(x'_b), y_b), x' = x + e.
 
     One noise draw per image; student and teacher see the same x'. The norm is not squared. The teacher is put into
     eval mode and gets no gradient; with alpha = 1 labels are not used at all.
+
+    Raises:
+        UserError: there is no teacher.
     """
+    if teacher is None:
+        raise UserError("method crt needs a teacher: train one first (`dvc repro teacher`)")
     teacher.eval()
 
     def loss(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:

@@ -1,0 +1,156 @@
+"""Batches of training images from prepared drops: shuffled, augmented, on the device; nothing per image in Python.
+
+Order and augmentation depend on (seed, epoch) alone, never on what was drawn before: a run that goes on at an epoch's
+start needs no generator's state. Images that fit into memory are held on the device as uint8; others stay
+memory-mapped and a thread reads the next batches while the network computes.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crt.data.store import Store
+from crt.errors import UserError
+
+RESIDENT_SHARE = 0.5  # of the device's free memory; more than that stays on disk
+READ_AHEAD = 3  # batches
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed for one purpose, e.g. `derive_seed(seed, "noise", epoch)`; equal on every machine."""
+    words = [part if isinstance(part, int) else int.from_bytes(part.encode(), "big") for part in purpose]
+    state = np.random.SeedSequence([seed, *words]).generate_state(2, np.uint32)
+    return int(state[0]) << 31 ^ int(state[1])
+
+
+class Batches:
+    """The images of several drops as batches of one epoch at a time.
+
+    A last batch that is not full is left out of its epoch (other images in each epoch), unless there is no full one:
+    then all images are the one batch.
+
+    Raises:
+        UserError: fewer than two images (BatchNorm needs two).
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        batch_size: int,
+        *,
+        crop_padding: int,
+        flip: bool,
+        seed: int,
+        device: torch.device,
+        labelled_only: bool = False,
+        resident: bool | None = None,
+    ) -> None:
+        """labelled_only: leave out images without a label; resident: hold the images on the device, None: if they fit."""
+        self._stores = stores
+        self._starts = np.cumsum([0, *(len(store) for store in stores)])
+        self._labels = torch.from_numpy(np.concatenate([store.labels for store in stores]))
+        self._used = (self._labels >= 0).nonzero()[:, 0] if labelled_only else torch.arange(len(self._labels))
+        self.count = len(self._used)
+        if self.count < 2:
+            what = "labelled training images" if labelled_only else "training images"
+            raise UserError(f"{stores[0].path.parent} holds {self.count} {what}: at least 2 are needed")
+        self.batch_size = min(batch_size, self.count)
+        self.steps = self.count // self.batch_size
+        self._crop_padding = crop_padding
+        self._flip = flip
+        self._seed = seed
+        self._device = device
+        size = sum(store.images.nbytes for store in stores)
+        if resident is None:
+            resident = size <= RESIDENT_SHARE * _free_bytes(device)
+        self._images: Tensor | None = None
+        if resident:
+            self._images = torch.from_numpy(np.concatenate([store.images for store in stores])).to(device)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images float32 [B, C, H, W] in [0,1] (channels-last in memory) and labels int64 [B], on the device."""
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "batches", epoch))
+        order = self._used[torch.randperm(self.count, generator=generator)[: self.steps * self.batch_size]]
+        shift = torch.randint(0, 2 * self._crop_padding + 1, (2, len(order)), generator=generator)
+        flip = (
+            torch.rand(len(order), generator=generator) < 0.5
+            if self._flip
+            else torch.zeros(len(order)).bool()
+        )
+        labels = self._labels[order].to(self._device)
+        shift, flip = shift.to(self._device), flip.to(self._device)
+        for step, images in enumerate(self._raw(order.split(self.batch_size))):
+            now = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            if self._crop_padding or self._flip:
+                images = _crop_and_flip(images, self._crop_padding, shift[:, now], flip[now])
+            yield images.permute(0, 3, 1, 2).float().div_(255), labels[now]
+
+    def _raw(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+        """uint8 [B, H, W, C] on the device for each tensor of indices."""
+        if self._images is not None:
+            for index in indices:
+                yield self._images[index.to(self._device)]
+            return
+        with ThreadPoolExecutor(1) as pool:
+            waiting = deque(pool.submit(self._read, index.numpy()) for index in indices[:READ_AHEAD])
+            try:
+                for step in range(len(indices)):
+                    images = waiting.popleft().result()
+                    if step + READ_AHEAD < len(indices):
+                        waiting.append(pool.submit(self._read, indices[step + READ_AHEAD].numpy()))
+                    yield images.to(self._device, non_blocking=True)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _read(self, index: np.ndarray) -> Tensor:
+        """Images by their number in the concatenated drops, read in the order in which they lie on disk."""
+        out = np.empty((len(index), *self._stores[0].images.shape[1:]), np.uint8)
+        drop = np.searchsorted(self._starts, index, side="right") - 1
+        for i in np.argsort(index):
+            out[i] = self._stores[drop[i]].images[index[i] - self._starts[drop[i]]]
+        images = torch.from_numpy(out)
+        return images.pin_memory() if self._device.type == "cuda" else images
+
+
+def mean_and_std(stores: Sequence[Store], chunk: int = 4096) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of all pixels, in [0,1] units; exact, in one pass over the files.
+
+    A channel without any variation gets a standard deviation of 1.
+    """
+    channels = stores[0].channels
+    counts = np.zeros((channels, 256), np.int64)
+    for store in stores:
+        for start in range(0, len(store), chunk):
+            part = store.images[start : start + chunk].reshape(-1, channels)
+            counts += np.stack([np.bincount(part[:, c], minlength=256) for c in range(channels)])
+    values = np.arange(256) / 255
+    share = counts / counts.sum(1, keepdims=True)
+    mean = share @ values
+    std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
+    return mean.tolist(), np.where(std > 0, std, 1.0).tolist()
+
+
+def _crop_and_flip(images: Tensor, padding: int, shift: Tensor, flip: Tensor) -> Tensor:
+    """A crop of the original size from each zero-padded image, mirrored where `flip`; one gather.
+
+    images: uint8 [B, H, W, C]; shift: int64 [2, B] in 0..2*padding; flip: bool [B].
+    """
+    height, width = images.shape[1:3]
+    padded = F.pad(images, (0, 0, padding, padding, padding, padding))
+    columns = torch.arange(width, device=images.device).expand(len(images), width)
+    columns = columns.where(~flip[:, None], width - 1 - columns) + shift[1][:, None]
+    rows = torch.arange(height, device=images.device) + shift[0][:, None]
+    which = torch.arange(len(images), device=images.device)[:, None, None]
+    return padded[which, rows[:, :, None], columns[:, None, :]]
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,162 @@
+"""Train one model of the pipeline, a teacher or a student, from prepared drops to its model folder and results."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from crt.config import Config, Method, Recipe
+from crt.data.batches import Batches, derive_seed, mean_and_std
+from crt.data.files import write_text
+from crt.data.store import Store, open_store
+from crt.errors import UserError
+from crt.methods import build_method, needs_labels, takes_teacher
+from crt.models.build import build_model
+from crt.models.checkpoint import (
+    FORMAT,
+    ModelInfo,
+    load_model,
+    model_fingerprint,
+    package_versions,
+    save_model,
+)
+from crt.models.fold import fold_batchnorm
+from crt.training.loop import train
+from crt.training.numerics import start_fabric
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a model's outputs go, and the scratch folder for resuming, removed once they are written."""
+
+    model: Path
+    log: Path
+    results: Path
+    work: Path
+
+
+def fit(
+    name: str,
+    config: Config,
+    recipe: Recipe,
+    method: Method,
+    drops: Sequence[Path],
+    teacher: Path | None,
+    files: Files,
+) -> None:
+    """Train `recipe`'s network by `method` on the prepared `drops`; `teacher` is a model folder.
+
+    Writes the model folder, the log of the epochs (TSV) and the results (JSON): the last epoch's means over the
+    training batches, the seconds, images per second, number of parameters and of epochs.
+
+    A teacher is of no use to some methods, and then left alone.
+
+    Raises:
+        UserError: drops or teacher are missing, do not fit each other or the parameters, or the loss is not finite.
+    """
+    stores = [open_store(drop) for drop in drops]
+    _check_same(stores)
+    first = stores[0]
+    if not takes_teacher(method.name):
+        teacher = None
+    fabric = start_fabric(config.runtime)
+    teacher_model = None if teacher is None else _load_teacher(teacher, first, config.sigma, fabric.device)
+
+    settings = method.model_dump(exclude={"name"})
+    train_method = build_method(method.name, settings, teacher_model)
+    mean, std = mean_and_std(stores)
+    torch.manual_seed(derive_seed(config.seed, "weights"))
+    model = build_model(
+        recipe.arch, recipe.arch_args, len(first.classes), first.channels, first.image_size, mean, std
+    )
+    batches = Batches(
+        stores,
+        recipe.batch_size,
+        crop_padding=config.data.augment.crop_padding,
+        flip=config.data.augment.flip,
+        seed=config.seed,
+        device=fabric.device,
+        labelled_only=needs_labels(method.name),
+    )
+    progress = train(
+        model,
+        train_method,
+        batches,
+        recipe,
+        name=name,
+        sigma=config.sigma,
+        seed=config.seed,
+        fabric=fabric,
+        compile_model=config.runtime.compile,
+        work=files.work,
+        log=files.log,
+    )
+    info = ModelInfo(
+        format=FORMAT,
+        arch=recipe.arch,
+        arch_args=recipe.arch_args,
+        classes=first.classes,
+        image_size=first.image_size,
+        channels=first.channels,
+        mean=mean,
+        std=std,
+        resize=config.data.resize,
+        sigma=config.sigma,
+        method=method.name,
+        data_fingerprint=fingerprint(stores),
+        teacher_fingerprint=None if teacher is None else model_fingerprint(teacher),
+        seed=config.seed,
+        versions=package_versions(),
+    )
+    save_model(files.model, model, info)
+    results: dict[str, Any] = {
+        **{part: value for part, value in progress.rows[-1].items() if part not in ("epoch", "lr")},
+        "images_per_second": batches.steps * batches.batch_size * recipe.epochs / progress.seconds,
+        "train_seconds": progress.seconds,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "epochs": recipe.epochs,
+    }
+    write_text(files.results, json.dumps(results, indent=2) + "\n")
+    shutil.rmtree(files.work, ignore_errors=True)
+
+
+def fingerprint(stores: Sequence[Store]) -> str:
+    """SHA-256, hex, of the drops' fingerprints in their order."""
+    return hashlib.sha256("".join(store.fingerprint for store in stores).encode()).hexdigest()
+
+
+def _check_same(stores: Sequence[Store]) -> None:
+    for store in stores[1:]:
+        for what in ("classes", "image_size", "channels"):
+            if getattr(store, what) != getattr(stores[0], what):
+                raise UserError(
+                    f"{store.path} and {stores[0].path} differ in {what}: prepare both again with `dvc repro`"
+                )
+
+
+def _load_teacher(folder: Path, store: Store, sigma: float, device: torch.device) -> nn.Module:
+    """The frozen teacher, BatchNorm folded; it must have been made for these data and this noise."""
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is missing: train the teacher first (`dvc repro teacher`) or `dvc pull` it"
+        )
+    model, info = load_model(folder, device)
+    wanted = {
+        "classes": store.classes,
+        "image_size": store.image_size,
+        "channels": store.channels,
+        "sigma": sigma,
+    }
+    for what, value in wanted.items():
+        if getattr(info, what) != value:
+            raise UserError(
+                f"the teacher {folder} has {what} {getattr(info, what)} but the student's is {value}: "
+                "choose another teacher or train one with `dvc repro teacher`"
+            )
+    return fold_batchnorm(model).to(memory_format=torch.channels_last)

@@ -1,0 +1,40 @@
+"""Resume files: the state of a training run at an epoch's end, so that a killed run goes on from there."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crt.data.files import partial
+from crt.errors import UserError
+
+STATE = "state.pt"
+
+
+def save_state(work: Path, state: dict[str, Any]) -> None:
+    """Write the state aside and rename it: a kill leaves this state or the one before, never half of one.
+
+    Raises:
+        UserError: it cannot be written (a full disk); the state before stays intact.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    aside = partial(work / STATE)
+    try:
+        torch.save(state, aside)
+        os.replace(aside, work / STATE)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        aside.unlink(missing_ok=True)
+        raise UserError(
+            f"{work} cannot be written ({str(error).splitlines()[0]}): free disk space and run again, "
+            "the last checkpoint is intact"
+        ) from error
+
+
+def load_state(work: Path, device: torch.device) -> dict[str, Any] | None:
+    """The saved state, or None where there is none; nothing is unpickled but tensors and plain values."""
+    file = work / STATE
+    if not file.is_file():
+        return None
+    state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    return state

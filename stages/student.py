@@ -1,0 +1,34 @@
+"""Transfer the teacher's robustness to the student."""
+
+from pathlib import Path
+
+from common import run, work_dir
+
+from crt.config import Config
+from crt.data.store import open_store
+from crt.models.checkpoint import model_fingerprint
+from crt.training.fit import Files, fit
+
+
+def main(config: Config) -> None:
+    drops = [Path("prepared/train") / drop for drop in config.data.drops]
+    teacher = Path("models/teacher")
+    work = work_dir(
+        "student",
+        config.student.model_dump(),
+        config.method.model_dump(),
+        config.data.augment.model_dump(),
+        config.sigma,
+        config.seed,
+        config.runtime.model_dump(),
+        [open_store(drop).fingerprint for drop in drops],
+        model_fingerprint(teacher),
+    )
+    files = Files(
+        Path("models/student"), Path("results/student/training.tsv"), Path("results/student.json"), work
+    )
+    fit("student", config, config.student, config.method, drops, teacher, files)
+
+
+if __name__ == "__main__":
+    run(main)
