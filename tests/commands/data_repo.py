@@ -1,0 +1,54 @@
+"""What tests of the commands that change data/ look at, and the deliveries that they make."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+
+def run(root: Path, *command: str) -> str:
+    if command[0] == "dvc":
+        command = (sys.executable, "-m", *command)
+    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def commit(root: Path) -> None:
+    run(root, "git", "add", "-A")
+    run(root, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "state")
+
+
+def record(root: Path) -> dict:
+    """data.dvc's one output."""
+    return yaml.safe_load((root / "data.dvc").read_text())["outs"][0]
+
+
+def listed_drops(root: Path) -> list[str]:
+    """The drops, which conf/dataset.yaml and params.yaml must agree on."""
+    drops = yaml.safe_load((root / "conf" / "dataset.yaml").read_text())["drops"]
+    assert yaml.safe_load((root / "params.yaml").read_text())["data"]["drops"] == drops
+    return drops
+
+
+def state(root: Path) -> dict[str, bytes]:
+    """Everything that a command may change, to the byte."""
+    files = [path for path in root.rglob("*") if path.is_file()]
+    names = {path.relative_to(root).as_posix(): path for path in files}
+    return {
+        name: path.read_bytes()
+        for name, path in names.items()
+        if not name.startswith((".git/", ".dvc/", ".work/"))
+    }
+
+
+def delivery(folder: Path, first_seed: int = 0, size: int = 8) -> Path:
+    """Grey PNGs in the class folders 3 and 7."""
+    for label in (3, 7):
+        for index in range(3):
+            rng = np.random.default_rng(first_seed + 10 * label + index)
+            path = folder / str(label) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (size, size), dtype=np.uint8)).save(path)
+    return folder

@@ -1,0 +1,373 @@
+import os
+import shutil
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import yaml
+from data_repo import commit, delivery, listed_drops, record, run, state
+from PIL import Image
+
+import crt.commands.ingest as command
+from crt.commands.compose import compose_params
+from crt.commands.dataset import set_drops
+from crt.commands.ingest import drop_data, ingest
+from crt.config import load
+from crt.errors import UserError
+
+SAMPLE = ["2025-01", "2025-02", "2025-03"]
+
+
+@pytest.fixture
+def no_dvc(monkeypatch):
+    """Leaves DVC's part out of a test about copying or settings."""
+    monkeypatch.setattr(command, "dvc", lambda *_, **__: "")
+    monkeypatch.setattr(command, "leave_sample_remote", lambda _: None)
+
+
+def tree(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_a_folder_becomes_a_drop(repo, tmp_path, capsys):
+    before = state(repo)
+    source = delivery(tmp_path / "in")
+    shutil.copy(source / "3" / "0.png", source / "3" / "again.png")
+    (source / "README.md").write_text("from the field")
+    ingest(source, "2025-04", repo)
+    out = capsys.readouterr().out
+    assert "the drop 2025-04: 7 images (3 4, 7 3)" in out
+    assert "1 duplicates" in out
+    assert "1 other files, ignored" in out
+    assert "dvc repro" in out
+    assert tree(repo / "data" / "train" / "2025-04") == tree(source)
+    assert listed_drops(repo) == [*SAMPLE, "2025-04"]
+    assert run(repo, "dvc", "status", "-q", "data.dvc") == ""
+    after = state(repo)
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert {name for name in changed if not name.startswith("data/")} == {
+        "data.dvc",
+        "conf/dataset.yaml",
+        "params.yaml",
+    }
+    # Comments and choices stay: one line more each, no other change.
+    for name, line in (("conf/dataset.yaml", b'- "2025-04"\n'), ("params.yaml", b"  - 2025-04\n")):
+        assert after[name].replace(line, b"") == before[name]
+
+
+def test_choices_in_params_are_kept(repo, no_dvc, tmp_path):
+    compose_params(repo, ["student=convnext", "+experiment=smoke"])
+    before = yaml.safe_load((repo / "params.yaml").read_text())
+    ingest(delivery(tmp_path / "in"), "2025-04", repo)
+    before["data"]["drops"].append("2025-04")
+    assert yaml.safe_load((repo / "params.yaml").read_text()) == before
+
+
+def test_with_nothing_pulled_only_the_test_set_is_fetched_into_the_workspace(clone, tmp_path):
+    ingest(delivery(tmp_path / "in"), "2025-04", clone)
+    assert sorted(path.name for path in (clone / "data" / "train").iterdir()) == ["2025-04"]
+    assert (clone / "data" / "test" / "digits.npz").exists()
+    assert listed_drops(clone) == [*SAMPLE, "2025-04"]
+    # What a user adds does not belong to the sample's remote, which is in git: his own gets the whole.
+    assert "remote" not in record(clone)
+    sample = tree(clone / "sample")
+    run(clone, "dvc", "remote", "add", "-d", "team", str(tmp_path / "team"))
+    run(clone, "dvc", "push", "-q", "data.dvc")
+    assert tree(clone / "sample") == sample
+    shutil.rmtree(clone / "data")
+    shutil.rmtree(clone / ".dvc" / "cache")
+    run(clone, "dvc", "pull", "-q", "data.dvc")
+    assert sorted(path.name for path in (clone / "data" / "train").iterdir()) == [*SAMPLE, "2025-04"]
+
+
+def make_zip(source, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in source.rglob("*.png"):
+            archive.write(file, f"delivery/{file.relative_to(source)}")
+    return path
+
+
+def make_tar(source, path):
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(source, ".")
+    return path
+
+
+def make_npz(source, path):
+    files = sorted(source.rglob("*.png"))
+    np.savez(
+        path,
+        images=[np.asarray(Image.open(file)) for file in files],
+        labels=[int(file.parts[-2]) for file in files],
+    )
+    return path
+
+
+@pytest.mark.parametrize(("make", "name"), [(make_zip, "a.zip"), (make_tar, "a.tgz"), (make_npz, "a.npz")])
+def test_archives(repo, no_dvc, tmp_path, capsys, make, name):
+    source = delivery(tmp_path / "in")
+    ingest(make(source, tmp_path / name), "2025-04", repo)
+    assert "6 images (3 3, 7 3)" in capsys.readouterr().out
+    target = repo / "data" / "train" / "2025-04"
+    assert tree(target) == ({"a.npz": (tmp_path / name).read_bytes()} if name == "a.npz" else tree(source))
+
+
+def test_unlabelled_images(repo, no_dvc, tmp_path, capsys):
+    source = delivery(tmp_path / "in")
+    ingest(source / "3", "unlabelled", repo)
+    out = capsys.readouterr().out
+    assert "3 images (no labels)" in out
+    assert "3 unlabelled" in out
+
+
+def truncated(source):
+    path = source / "3" / "0.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def text(source):
+    (source / "3" / "0.png").write_text("I am no image")
+
+
+def unknown_class(source):
+    (source / "7").rename(source / "seven")
+
+
+def empty(source):
+    shutil.rmtree(source / "3")
+    shutil.rmtree(source / "7")
+
+
+def other_size(source):
+    delivery(source, size=9)
+
+
+def test_image(source):
+    with np.load(source.parent / "repo" / "data" / "test" / "digits.npz") as arrays:
+        Image.fromarray(arrays["images"][5]).save(source / "7" / "known.bmp")
+
+
+test_image.__test__ = False  # type: ignore[attr-defined]
+
+
+def labels_out_of_range(source):
+    empty(source)
+    np.savez(source / "a.npz", images=np.zeros((2, 8, 8), np.uint8), labels=[0, 10])
+
+
+def pickled(source):
+    empty(source)
+    np.savez(source / "a.npz", images=np.zeros((1, 8, 8), np.uint8), labels=np.array([{}], object))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncated, r"in has 1 unreadable image\(s\): 3/0.png \("),
+        (text, r"1 unreadable image\(s\): 3/0.png \(not an image\)"),
+        (unknown_class, r"in has class folders that classes.txt does not know \(seven\)"),
+        (empty, "in holds no images"),
+        (other_size, r"6 image\(s\) of the wrong size or mode: 3/0.png \(9x9 pixels instead of 8x8\)"),
+        (
+            test_image,
+            r"1 image\(s\) that also stand in the test set: 7/known.bmp \(test image digits.npz#5\)",
+        ),
+        (labels_out_of_range, r"a.npz: 1 of 2 labels are out of range, first 10 at index 1"),
+        (pickled, r"a.npz: `labels` holds pickled Python objects"),
+    ],
+)
+def test_bad_deliveries_change_nothing(repo, tmp_path, damage, message):
+    source = delivery(tmp_path / "in")
+    damage(source)
+    before = state(repo)
+    with pytest.raises(UserError, match=message) as error:
+        ingest(source, "2025-04", repo)
+    assert ".partial" not in str(error.value)
+    assert "\n" not in str(error.value)
+    assert state(repo) == before
+
+
+def test_archive_with_a_path_that_leads_out(repo, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(delivery(tmp_path / "in") / "3" / "0.png", "../../../evil.png")
+    before = state(repo)
+    with pytest.raises(UserError, match="leads out"):
+        ingest(tmp_path / "a.zip", "2025-04", repo)
+    assert state(repo) == before
+    assert not list(tmp_path.rglob("evil.png"))
+
+
+@pytest.mark.parametrize("drop", ["", "../x", "a/b", "-x", ".x", "test", "a b", "x.partial"])
+def test_names_that_cannot_be(repo, tmp_path, drop):
+    with pytest.raises(UserError, match="cannot name a drop"):
+        ingest(delivery(tmp_path / "in"), drop, repo)
+
+
+def test_wrong_requests(repo, tmp_path):
+    source = delivery(tmp_path / "in")
+    before = state(repo)
+    with pytest.raises(UserError, match="'2025-01' exists already"):
+        ingest(source, "2025-01", repo)
+    with pytest.raises(UserError, match="nowhere is missing"):
+        ingest(tmp_path / "nowhere", "2025-04", repo)
+    with pytest.raises(UserError, match=r"is no folder, .npz, zip or tar"):
+        ingest(source / "3" / "0.png", "2025-04", repo)
+    assert state(repo) == before
+
+
+def test_other_files_under_that_name_are_not_overwritten(repo, no_dvc, tmp_path):
+    target = delivery(repo / "data" / "train" / "2025-04", first_seed=500)
+    before = state(repo)
+    with pytest.raises(UserError, match="2025-04 exists, with other contents"):
+        ingest(delivery(tmp_path / "in"), "2025-04", repo)
+    assert state(repo) == before
+    # Put there by hand, it can be taken in from where it is.
+    ingest(target, "2025-04", repo)
+    assert listed_drops(repo) == [*SAMPLE, "2025-04"]
+    assert tree(target) == {
+        name.split("2025-04/")[1]: data for name, data in before.items() if "2025-04/" in name
+    }
+
+
+class Kill(BaseException):
+    """Ends a command in the middle."""
+
+
+def kill(*_, **__):
+    raise Kill
+
+
+def kill_between_files(monkeypatch):
+    """Ends `set_drops` after its first file, conf/dataset.yaml."""
+    import crt.commands.dataset as dataset
+
+    write = dataset.write_text
+
+    def once(path, content):
+        if path.name == "params.yaml":
+            raise Kill
+        write(path, content)
+
+    monkeypatch.setattr(dataset, "write_text", once)
+
+
+STEPS = ["leave_sample_remote", "dvc", "set_drops", "params.yaml"]
+
+
+def kill_at(step, monkeypatch):
+    if step == "params.yaml":
+        kill_between_files(monkeypatch)
+    else:
+        monkeypatch.setattr(command, step, kill)
+
+
+def test_after_kills_the_same_command_ends_what_was_begun(repo, tmp_path, monkeypatch):
+    source = delivery(tmp_path / "in")
+    aside = repo / "data" / "train" / "2025-04.partial"
+    for step in STEPS:  # each run comes one step further
+        with monkeypatch.context() as patch:
+            kill_at(step, patch)
+            with pytest.raises(Kill):
+                ingest(source, "2025-04", repo)
+        aside.mkdir()  # as a kill during the copying leaves it
+        (aside / "half.png").write_text("x")
+    ingest(source, "2025-04", repo)
+    assert listed_drops(repo) == [*SAMPLE, "2025-04"]
+    assert tree(repo / "data" / "train" / "2025-04") == tree(source)
+    assert not aside.exists()
+    assert run(repo, "dvc", "status", "-q", "data.dvc") == ""
+    with pytest.raises(UserError, match="exists already"):
+        ingest(source, "2025-04", repo)
+
+
+def prepared_remains(repo, drop):
+    (repo / "prepared" / "train" / drop).mkdir(parents=True)
+    (repo / "prepared" / "train" / drop / "meta.json").write_text("{}")
+    (repo / "results" / "prepare").mkdir(parents=True)
+    (repo / "results" / "prepare" / f"{drop}.json").write_text("{}")
+
+
+def assert_dropped(repo, drop, left):
+    assert listed_drops(repo) == left
+    assert not (repo / "data" / "train" / drop).exists()
+    assert not (repo / "prepared" / "train" / drop).exists()
+    assert not (repo / "results" / "prepare" / f"{drop}.json").exists()
+    recorded = yaml.safe_load(run(repo, "dvc", "list", ".", "data/train", "--dvc-only", "--json"))
+    assert [item["path"] for item in recorded] == left
+
+
+def test_drop_data_removes_every_trace(repo):
+    prepared_remains(repo, "2025-02")
+    drop_data("2025-02", repo)
+    assert_dropped(repo, "2025-02", ["2025-01", "2025-03"])
+    assert run(repo, "dvc", "status", "-q", "data.dvc") == ""
+
+
+def test_drop_data_with_nothing_pulled(clone):
+    drop_data("2025-02", clone)
+    assert_dropped(clone, "2025-02", ["2025-01", "2025-03"])
+
+
+def test_ingest_and_drop_data_undo_each_other(repo, tmp_path):
+    before = state(repo)
+    ingest(delivery(tmp_path / "in"), "2025-04", repo)
+    drop_data("2025-04", repo)
+    after = state(repo)
+    former, latter = (yaml.safe_load(found.pop("data.dvc"))["outs"][0] for found in (before, after))
+    assert former["md5"] == latter["md5"]
+    assert after == before
+
+
+def test_drop_data_refuses_the_teachers_drop_unless_another_is_chosen(repo):
+    before = state(repo)
+    with pytest.raises(UserError, match=r"the teacher is trained on '2025-01': set teacher.drop"):
+        drop_data("2025-01", repo)
+    assert state(repo) == before
+    compose_params(repo, ["teacher.drop=2025-03"])
+    drop_data("2025-01", repo)
+    assert_dropped(repo, "2025-01", ["2025-02", "2025-03"])
+    assert load(repo / "params.yaml").teacher.drop == "2025-03"
+
+
+def test_drop_data_refuses_what_cannot_be_brought_back(repo):
+    (repo / "data" / "train" / "2025-02" / "new.png").write_text("precious")
+    before = state(repo)
+    with pytest.raises(UserError, match=r"holds what DVC does not have \(data/train/2025-02/new.png\)"):
+        drop_data("2025-02", repo)
+    assert state(repo) == before
+    drop_data("2025-03", repo)  # another drop is no concern of it
+    assert listed_drops(repo) == ["2025-01", "2025-02"]
+
+
+def test_drop_data_wrong_requests(repo):
+    with pytest.raises(UserError, match=r"there is no drop 'x': conf/dataset.yaml lists 2025-01"):
+        drop_data("x", repo)
+    set_drops(repo, ["2025-01"])
+    before = state(repo)
+    with pytest.raises(UserError, match="'2025-01' is the only drop"):
+        drop_data("2025-01", repo)
+    assert state(repo) == before
+
+
+def test_drop_data_after_kills(repo, monkeypatch):
+    prepared_remains(repo, "2025-02")
+    for step in STEPS:
+        with monkeypatch.context() as patch:
+            kill_at(step, patch)
+            with pytest.raises(Kill):
+                drop_data("2025-02", repo)
+    drop_data("2025-02", repo)
+    assert_dropped(repo, "2025-02", ["2025-01", "2025-03"])
+
+
+def test_links_of_dvcs_cache_work(repo, tmp_path):
+    """With cache.type symlink every file of data/ is a link into the cache."""
+    run(repo, "dvc", "config", "cache.type", "symlink")
+    commit(repo)
+    run(repo, "dvc", "checkout", "--relink", "-q", "data.dvc")
+    assert os.path.islink(repo / "data" / "test" / "digits.npz")
+    ingest(delivery(tmp_path / "in"), "2025-04", repo)
+    assert listed_drops(repo) == [*SAMPLE, "2025-04"]
