@@ -23,7 +23,7 @@ def main(config: Config) -> None:
         confidence=gate.confidence,
     )
     write_json(Path("results/gate.json"), result)
-    print(f"{result['verdict']}: {result['sentence']}")
+    print(f"{result['verdict']}: {' '.join(result['sentences'])}")
 
 
 if __name__ == "__main__":

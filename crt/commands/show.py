@@ -18,7 +18,7 @@ def show(root: Path) -> None:
     for line in table(results):
         print(line)
     print()
-    print(results.gate["sentence"])
+    print(" ".join(results.gate["sentences"]))
     print(f"Report: {(root / 'report/index.html').resolve()}")
     print("Plots:  dvc plots show --open      Compare: dvc metrics diff, dvc exp show")
 

@@ -59,6 +59,11 @@ class Certificates:
         return [float(radius) for radius in self.settings["radii"]]
 
     @property
+    def largest_radius(self) -> float:
+        """What n draws certify when all agree: sigma * Phi^-1(alpha^(1/n))."""
+        return float(self.settings["sigma"] * ndtri(self.settings["alpha"] ** (1 / self.settings["n"])))
+
+    @property
     def right_radius(self) -> NDArray[np.float64]:
         """Radius times correct [N], the quantity whose mean is the ACR."""
         return np.where(self.correct, self.radius, 0.0)

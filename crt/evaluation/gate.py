@@ -50,38 +50,31 @@ def decide(
 ) -> dict[str, Any]:
     """The content of results/gate.json.
 
-    `comparisons` (a list, which DVC's tables leave out) has one row per quantity and classifier compared with; the rest sums
-    it up. The verdict is pass when every comparison with the baseline passes, fail when one fails, else undecided.
+    The verdict is pass when every comparison with the baseline passes, fail when one fails, else undecided. `comparisons` has
+    one row per quantity and classifier compared with; the rest sums it up. `sentences` and `comparisons` are lists, which
+    DVC's tables leave out.
 
     Raises:
         UserError: the certificates are not of the same images or settings.
     """
-    against_teacher = compare(student, teacher, "teacher", confidence)
-    teacher_acr = against_teacher[0]["other"]
-    summary = {
-        "images": len(student),
-        "confidence": confidence,
-        "vs_teacher": _differences(against_teacher)
-        | {"acr_share": against_teacher[0]["student"] / teacher_acr if teacher_acr > 0 else None},
-    }
-    if baseline is None:
-        sentence = "No baseline is pinned, so there is nothing to compare the student with."
-        return {"verdict": "no baseline", "sentence": sentence} | summary | {"comparisons": against_teacher}
-
-    against_baseline = compare(student, baseline, "baseline", confidence, margins)
-    verdicts = [row["verdict"] for row in against_baseline]
-    verdict: Verdict = "fail" if "fail" in verdicts else "undecided" if "undecided" in verdicts else "pass"
-    needed = [row["images_to_decide"] for row in against_baseline if row["verdict"] == "undecided"]
-    images_to_decide = None if None in needed or verdict != "undecided" else max(needed)
-    return (
-        {
-            "verdict": verdict,
-            "sentence": _sentence(verdict, against_baseline, images_to_decide),
-            "images_to_decide": images_to_decide,
-        }
-        | summary
-        | {"vs_baseline": _differences(against_baseline), "comparisons": against_baseline + against_teacher}
+    with_teacher = compare(student, teacher, "teacher", confidence)
+    own_acr, teacher_acr = with_teacher[0]["student"], with_teacher[0]["other"]
+    share = own_acr / teacher_acr if teacher_acr > 0 else None
+    with_baseline = (
+        compare(student, baseline, "baseline", confidence, margins) if baseline is not None else []
     )
+    verdict, needed = _overall(with_baseline)
+    result = {
+        "verdict": verdict,
+        "sentences": [_verdict_sentence(verdict, with_baseline, needed), _teacher_sentence(share)],
+        "images": len(student),
+        "images_to_decide": needed,
+        "confidence": confidence,
+        "vs_teacher": _differences(with_teacher) | {"acr_share": share},
+    }
+    if with_baseline:
+        result["vs_baseline"] = _differences(with_baseline)
+    return result | {"comparisons": with_baseline + with_teacher}
 
 
 def compare(
@@ -93,12 +86,15 @@ def compare(
 ) -> list[dict[str, Any]]:
     """One row for ACR, then one per radius for certified accuracy; with verdicts where margins are given.
 
+    Radii that n draws cannot reach are left out: nobody has a certificate there.
+
     Raises:
         UserError: the certificates are not of the same images or settings.
     """
     check_comparable(student, other)
     rows = [_acr_row(student, other, confidence, margins)]
-    rows += [_accuracy_row(student, other, radius, confidence, margins) for radius in student.radii]
+    reached = [radius for radius in student.radii if radius <= student.largest_radius]
+    rows += [_accuracy_row(student, other, radius, confidence, margins) for radius in reached]
     return [{"against": role} | row for row in rows]
 
 
@@ -174,6 +170,15 @@ def _images_for_mean(
     return max(images + 1, ceil(images * (reach / distance) ** 2))
 
 
+def _overall(rows: list[dict[str, Any]]) -> tuple[str, int | None]:
+    """The verdict over all comparisons with the baseline; if undecided, the number of images that would decide it."""
+    verdicts = [row["verdict"] for row in rows]
+    if "undecided" in verdicts and "fail" not in verdicts:
+        needed = [row["images_to_decide"] for row in rows if row["verdict"] == "undecided"]
+        return "undecided", None if None in needed else max(needed)
+    return "no baseline" if not rows else "fail" if "fail" in verdicts else "pass", None
+
+
 def _differences(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "acr": rows[0]["difference"],
@@ -181,8 +186,10 @@ def _differences(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _sentence(verdict: Verdict, rows: list[dict[str, Any]], needed: int | None) -> str:
+def _verdict_sentence(verdict: str, rows: list[dict[str, Any]], needed: int | None) -> str:
     """The verdict in words."""
+    if verdict == "no baseline":
+        return "No baseline is pinned, so there is no release to compare the student with."
     if verdict == "pass":
         return "The student is no worse than the baseline beyond the margins, in ACR and at every radius."
     concerned = _in_words([row for row in rows if row["verdict"] == verdict])
@@ -194,6 +201,13 @@ def _sentence(verdict: Verdict, rows: list[dict[str, Any]], needed: int | None) 
     return (
         f"These images cannot tell whether the student loses more than the margin in {concerned}: {remedy}."
     )
+
+
+def _teacher_sentence(share: float | None) -> str:
+    """How much of its teacher's robustness the student has, in words."""
+    if share is None:
+        return "The teacher has no right certificate on these images, so there was no robustness to transfer."
+    return f"The student reaches {100 * share:.1f} % of its teacher's average certified radius (ACR)."
 
 
 def _in_words(rows: list[dict[str, Any]]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr
 
 from crt.evaluation.certificates import Certificates, is_pinned, read_certificates
 from crt.evaluation.files import write_csv, write_json
@@ -46,7 +46,7 @@ def compute_metrics(certificates: Certificates) -> dict[str, Any]:
     smoothed = int(certificates.correct.sum())
     estimated = int((certificates.status != "misclassified").sum())
     abstained = int((certificates.status == "abstained").sum())
-    return {
+    metrics: dict[str, Any] = {
         "smoothed_accuracy": smoothed / images,
         "certified_accuracy": {key: count / images for key, count in right.items()},
         "acr": float(certificates.right_radius.mean()),
@@ -57,7 +57,6 @@ def compute_metrics(certificates: Certificates) -> dict[str, Any]:
         "images": images,
         "subset": subset_rule(settings["stride"], settings["max_images"]),
         "forward_passes": settings["forward_passes"],
-        "warnings": "; ".join(settings.get("warnings", [])),
         "certified_accuracy_lower_bound": {
             key: failures_subtracted(count, images, settings["alpha"]) for key, count in right.items()
         },
@@ -66,6 +65,9 @@ def compute_metrics(certificates: Certificates) -> dict[str, Any]:
             "certified_accuracy": {key: clopper_pearson(count, images) for key, count in right.items()},
         },
     }
+    if settings.get("warnings"):
+        metrics["warnings"] = "; ".join(settings["warnings"])
+    return metrics
 
 
 def subset_rule(stride: int, max_images: int | None) -> str:
@@ -92,9 +94,7 @@ def ecdf_of(certificates: Certificates) -> NDArray[np.float64]:
 
 
 def _radius_grid(certificates: Certificates) -> NDArray[np.float64]:
-    """Evenly spaced radii; the last is sigma * Phi^-1(alpha^(1/n)), reached when all n draws agree."""
-    settings = certificates.settings
-    largest = settings["sigma"] * ndtri(settings["alpha"] ** (1 / settings["n"]))
-    grid = np.linspace(0.0, largest, CURVE_STEPS + 1)
-    grid[-1] = max(largest, certificates.radius.max())  # they may differ in the last digit
+    """Evenly spaced radii up to the largest possible one."""
+    grid = np.linspace(0.0, certificates.largest_radius, CURVE_STEPS + 1)
+    grid[-1] = max(grid[-1], certificates.radius.max())  # they may differ in the last digit
     return grid

@@ -29,14 +29,6 @@ SETTING_NAMES = {
 }
 
 
-def headline(results: Results) -> str:
-    """One sentence on how much of its teacher's robustness the student has."""
-    share = results.gate["vs_teacher"]["acr_share"]
-    if share is None:
-        return "The teacher has no right certificate on the test set, so there was no robustness to transfer."
-    return f"The student reaches {formats.percent(share)} of its teacher's average certified radius (ACR)."
-
-
 def meaning(results: Results) -> list[str]:
     """What a certificate says and what not, in paragraphs."""
     student = results.role("student")
@@ -64,10 +56,16 @@ def legend(results: Results) -> Legend:
     return [(role.name, role.name) for role in results.roles]
 
 
+def largest_radius(role: Role) -> float:
+    """What n draws can certify at most."""
+    return role.curve["radius"][-1]
+
+
 def middle_radius(role: Role) -> str:
-    """The reported radius in the middle, as the metrics' key."""
+    """The metrics' key of the radius in the middle of those that n draws can certify."""
     keys = list(role.metrics["certified_accuracy"])
-    return keys[len(keys) // 2]
+    reached = [key for key in keys if float(key) <= largest_radius(role)] or keys[:1]
+    return reached[len(reached) // 2]
 
 
 def formatted(roles: Sequence[Role], part: str, key: str, form: str) -> list[str]:
@@ -84,7 +82,9 @@ def accuracy_chart(results: Results) -> Markup:
             role.metrics["interval"]["certified_accuracy"],
         )
         marks = [Estimate(float(key), share, *interval[key]) for key, share in accuracy.items()]
-        series.append(Series(role.name, role.curve["radius"], role.curve["certified_accuracy"], marks))
+        end = largest_radius(role)  # beyond it nothing is certified
+        x, y = [*role.curve["radius"], end], [*role.curve["certified_accuracy"], 0.0]
+        series.append(Series(role.name, x, y, marks))
         said.append(
             f"{role.name}: "
             + ", ".join(f"{formats.percent(share)} at {key}" for key, share in accuracy.items())

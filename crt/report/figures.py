@@ -51,6 +51,7 @@ class Axis:
     start: float
     end: float
     unit: str = ""  # "%" and "points" show shares times 100
+    least_step: float = 0.0  # between ticks
 
     def __call__(self, value: float) -> float:
         """The pixel of a value."""
@@ -60,7 +61,9 @@ class Axis:
         """Round values on the axis, three to six."""
         rough = (self.high - self.low) / 5
         size = 10.0 ** math.floor(math.log10(rough))
-        step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough * 0.999)
+        step = max(
+            self.least_step, next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough * 0.999)
+        )
         return [
             step * k
             for k in range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)
@@ -83,9 +86,11 @@ def line_chart(
     y_unit: str = "",
 ) -> Markup:
     """Lines over a common axis. `title` and `description` are what a screen reader says; y_top: None for the largest value."""
-    xs = [value for line in series for value in line.x]
+    xs = [value for line in series for value in (*line.x, *(mark.x for mark in line.marks))]
     ys = [value for line in series for value in line.y if math.isfinite(value)]
-    x = Axis(min(xs, default=0.0), _above(max(xs, default=1.0), min(xs, default=0.0)), LEFT, WIDTH - RIGHT)
+    left = min(xs, default=0.0)
+    step = float(all(value == round(value) for value in xs))  # no ticks between whole numbers such as epochs
+    x = Axis(left, _above(max(xs, default=1.0), left), LEFT, WIDTH - RIGHT, least_step=step)
     low = min([0.0, *ys])
     y = Axis(low, _above(max(ys, default=1.0) if y_top is None else y_top, low), HEIGHT - BOTTOM, TOP, y_unit)
     parts = []

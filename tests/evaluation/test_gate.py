@@ -5,6 +5,7 @@ import pytest
 from certificate_tables import abstained, certified, from_votes, misclassified, write_table
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import beta, norm
 
 from crt.errors import UserError
 from crt.evaluation.certificates import Certificates, read_certificates
@@ -47,7 +48,7 @@ def test_a_better_student_passes_and_a_worse_one_fails(tmp_path):
     assert better["images_to_decide"] is None
     worse = decide(simulated(tmp_path, "worse", -1.0, seed=3), baseline, teacher, MARGINS, 0.95)
     assert worse["verdict"] == "fail"
-    assert "ACR" in worse["sentence"]
+    assert "ACR" in worse["sentences"][0]
     assert worse["vs_teacher"]["acr_share"] < 1
 
 
@@ -91,7 +92,7 @@ def test_a_student_equal_to_the_baseline_is_undecided_on_few_images_and_passes_o
     assert result["verdict"] == "undecided"
     needed = result["images_to_decide"]
     assert 100 < needed < 400
-    assert f"{needed:,} test images" in result["sentence"]
+    assert f"{needed:,} test images" in result["sentences"][0]
     many = simulated(tmp_path, "many", 0.0, images=needed)
     assert decide(many, many, many, MARGINS, 0.95)["verdict"] == "pass"
 
@@ -134,3 +135,20 @@ def test_other_images_are_refused(tmp_path):
     student, teacher = simulated(tmp_path, "student", 0.0), simulated(tmp_path, "teacher", 0.0, images=399)
     with pytest.raises(UserError, match="cannot be compared"):
         decide(student, None, teacher, MARGINS, 0.95)
+
+
+def test_radii_out_of_reach_do_not_count(tmp_path):
+    # 1000 draws at alpha 0.001 certify 0.25 * 2.46 = 0.616 at most, so that 0.75 tells nothing of either.
+    rows = [from_votes(i, 990) for i in range(50)]
+    table = read_certificates(write_table(tmp_path / "a.tsv", rows, radii=[0.0, 0.5, 0.75]))
+    assert table.largest_radius == pytest.approx(0.25 * norm.ppf(beta.ppf(0.001, 1000, 1)))
+    assert [row.get("radius") for row in compare(table, table, "teacher", 0.95)] == [None, 0.0, 0.5]
+
+
+def test_fail_outweighs_undecided(tmp_path):
+    teacher = simulated(tmp_path, "teacher", 0.2, images=60)
+    result = decide(simulated(tmp_path, "s", -3.0, images=60), teacher, teacher, MARGINS, 0.95)
+    verdicts = {row["verdict"] for row in result["comparisons"] if row["against"] == "baseline"}
+    assert "fail" in verdicts
+    assert result["verdict"] == "fail"
+    assert result["images_to_decide"] is None

@@ -170,3 +170,11 @@ def test_an_unpinned_baseline_has_headers_alone(tmp_path):
 
 def test_settings_of_the_tests_are_what_the_formulas_above_assume():
     assert (SETTINGS["sigma"], SETTINGS["alpha"], SETTINGS["n"]) == (0.25, 0.001, 1000)
+
+
+def test_warnings_appear_only_when_there_are_some(tmp_path):
+    rows = [certified(0, 0.25)]
+    quiet = read_certificates(write_table(tmp_path / "a.tsv", rows, warnings=[]))
+    loud = read_certificates(write_table(tmp_path / "b.tsv", rows, warnings=["one", "two"]))
+    assert "warnings" not in compute_metrics(quiet)
+    assert compute_metrics(loud)["warnings"] == "one; two"

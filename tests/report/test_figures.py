@@ -112,3 +112,21 @@ def test_bars_are_proportional():
     assert heights == pytest.approx([0, 11, 22])
     ET.fromstring(bars([], "d"))
     assert [float(node.get("height")) for node in ET.fromstring(bars([0], "d"))] == [0]
+
+
+def test_whole_numbers_get_no_ticks_between_them():
+    svg = line_chart("a", "t", "d", [Series("student", [1, 2], [1.0, 2.0])], "epoch", "y")
+    ticks = [
+        node.text
+        for node in ET.fromstring(svg)
+        if node.get("text-anchor") == "middle" and node.get("y") == "291"
+    ]
+    assert ticks == ["1", "2"]
+
+
+def test_the_axis_reaches_all_marks():
+    svg = line_chart(
+        "a", "t", "d", [Series("student", [0, 0.4], [1, 0], [Estimate(0.75, 0, 0, 0.1)])], "x", "y", 1.0
+    )
+    circle = next(node for node in ET.fromstring(svg) if node.tag == "circle")
+    assert float(circle.get("cx")) <= WIDTH - 14

@@ -27,7 +27,7 @@ def test_gate_and_report_stages(tmp_path):
     gate = run_stage("gate", tmp_path)
     assert gate.returncode == 0, gate.stderr
     assert (tmp_path / "results/gate.json").read_bytes() == expected
-    assert json.loads(expected)["sentence"] in gate.stdout
+    assert json.loads(expected)["sentences"][0] in gate.stdout
 
     report = run_stage("report", tmp_path)
     assert report.returncode == 0, report.stderr

@@ -62,8 +62,8 @@ def page(written) -> Page:
 
 def test_the_verdict_comes_first(written, page):
     gate = json.loads((written / "results/gate.json").read_text())
-    assert gate["sentence"] in page.text
-    assert page.text.index(gate["sentence"]) < page.text.index("Side by side")
+    assert gate["sentences"][0] in page.text
+    assert page.text.index(gate["sentences"][0]) < page.text.index("Side by side")
 
 
 def test_the_table_shows_the_metrics_of_all_three(written, page):
@@ -170,6 +170,14 @@ def test_results_of_a_removed_drop_are_left_out(tmp_path):
     root = make_results(tmp_path)
     write_report(root, DROPS[:2], root / "report")
     assert DROPS[2] not in (root / "report/index.html").read_text()
+
+
+def test_radii_out_of_reach_are_marked(tmp_path):
+    root = make_results(tmp_path, radii=[0.0, 0.25, 0.75])
+    write_report(root, DROPS, root / "report")
+    text = Page((root / "report/index.html").read_text()).text
+    assert "Certified accuracy at 0.75 out of reach: n draws certify 0.616 at most" in text
+    assert text.count("out of reach") == 1
 
 
 def test_many_classes(tmp_path):
