@@ -9,7 +9,9 @@ from crt.models.locate import copy_pinned
 
 
 def main(config: Config) -> None:
-    copy_pinned(config.baseline.ref, root(), Path("models/baseline"), work_dir("baseline", config.baseline.ref))
+    copy_pinned(
+        config.baseline.ref, root(), Path("models/baseline"), work_dir("baseline", config.baseline.ref)
+    )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,33 @@
-"""Train the robust network that is transferred from."""
+"""Train the robust network that is transferred from, or fetch it (-S teacher=fetch)."""
 
 from pathlib import Path
 
-from common import run, work_dir
+from common import root, run, work_dir
 
-from crt.config import Config
+from crt.config import Config, FetchedTeacher
 from crt.data.store import open_store
+from crt.models.adopt import adopt
 from crt.training.fit import Files, fit
+from crt.training.numerics import choose_device
+
+MODEL, LOG, RESULTS = (
+    Path("models/teacher"),
+    Path("results/teacher/training.tsv"),
+    Path("results/teacher.json"),
+)
 
 
 def main(config: Config) -> None:
     drop = Path("prepared/train") / config.teacher.drop
+    if isinstance(config.teacher, FetchedTeacher):
+        work = work_dir("fetch", config.teacher.ref, config.teacher.refs, config.teacher.sha256)
+        device = choose_device(config.runtime.device)
+        adopt(config.teacher, config, drop, root(), work, device, folder=MODEL, log=LOG, results=RESULTS)
+    else:
+        train(config, drop)
+
+
+def train(config: Config, drop: Path) -> None:
     work = work_dir(
         "teacher",
         config.teacher.model_dump(),
@@ -20,10 +37,15 @@ def main(config: Config) -> None:
         config.runtime.model_dump(),
         open_store(drop).fingerprint,
     )
-    files = Files(
-        Path("models/teacher"), Path("results/teacher/training.tsv"), Path("results/teacher.json"), work
+    fit(
+        "teacher",
+        config,
+        config.teacher,
+        config.teacher.method,
+        [drop],
+        None,
+        Files(MODEL, LOG, RESULTS, work),
     )
-    fit("teacher", config, config.teacher, config.teacher.method, [drop], None, files)
 
 
 if __name__ == "__main__":
