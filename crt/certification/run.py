@@ -161,9 +161,11 @@ def _show(
     new: Iterator[Row], done: Sequence[Row], total: int, labels: np.ndarray, settings: Settings
 ) -> None:
     """Draw the rows through, with a line on standard error: images, time left, certified accuracy so far, passes per second."""
-    right, passes, began = [0] * len(settings.radii), 0, time.perf_counter()
+    right, shown, passes, began = [0] * len(settings.radii), 0, 0, time.perf_counter()
 
     def count(row: Row) -> None:
+        nonlocal shown
+        shown += 1
         if row.correct(labels[row.idx]):
             for place, radius in enumerate(settings.radii):
                 right[place] += (row.certificate.radius or 0.0) >= radius
@@ -176,7 +178,7 @@ def _show(
             passes += settings.n0 + row.certificate.n
             bar.update()
             accuracy = " ".join(
-                f"{radius:g}:{hits / bar.n:.1%}" for radius, hits in zip(settings.radii, right, strict=True)
+                f"{radius:g}:{hits / shown:.1%}" for radius, hits in zip(settings.radii, right, strict=True)
             )
             speed = passes / (time.perf_counter() - began)
             bar.set_postfix_str(f"certified {accuracy}, {speed:,.0f} passes/s", refresh=False)

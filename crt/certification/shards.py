@@ -36,7 +36,7 @@ def all_done() -> Iterator[None]:
         dist.barrier()
     except RuntimeError as error:
         raise UserError(
-            f"a process of this run was lost ({error}): run the same command again, finished images are kept"
+            "another process of this run was lost: run the same command again, finished images are kept"
         ) from error
     finally:
         dist.destroy_process_group()

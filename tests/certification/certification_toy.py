@@ -1,0 +1,118 @@
+"""A toy test set and model. As a script: certify it, as the tests' subprocesses do."""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crt.certification import journal, run, shards
+from crt.certification.run import Settings, certify_store
+from crt.data.store import Store
+from crt.models.checkpoint import ModelInfo
+
+COUNT, SIZE, CLASSES = 40, 4, ["zero", "one", "two"]
+
+SETTINGS = Settings(
+    sigma=0.5,
+    mode="exact",
+    n0=20,
+    n=1_000,
+    alpha=0.01,
+    radii=(0.0, 0.25, 0.5),
+    seed=3,
+    stride=1,
+    max_images=None,
+    skip_misclassified=True,
+    allow_sigma_mismatch=False,
+    precision="float32",
+    compile=False,
+    device="cpu",
+    batch_size=64,
+)
+
+INFO = ModelInfo(
+    format=1,
+    arch="toy",
+    arch_args={},
+    classes=CLASSES,
+    image_size=SIZE,
+    channels=1,
+    mean=[0.0],
+    std=[1.0],
+    resize="none",
+    sigma=0.5,
+    method="gaussian",
+    data_fingerprint="d" * 64,
+    teacher_fingerprint=None,
+    seed=0,
+    versions={},
+)
+
+
+class ToyModel(nn.Module):
+    """Linear, with three classes, some of which win clearly and some hardly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(SIZE * SIZE, len(CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1) - 0.5)
+
+
+class ToyStore(Store):
+    """Without a parquet file."""
+
+    names = [f"test/{place:02d}\tä.png" for place in range(COUNT)]  # type: ignore[assignment]  # noqa: RUF012
+
+
+def store() -> Store:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (COUNT, SIZE, SIZE, 1), dtype=np.uint8)
+    with torch.no_grad():
+        labels = ToyModel()(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).argmax(1).numpy()
+    labels[::7] = (labels[::7] + 1) % 3  # some are misclassified
+    return ToyStore(Path("prepared/test"), pixels, labels, CLASSES, "t" * 64, SIZE, 1)
+
+
+def certify(folder: Path, model: nn.Module | None = None, **changes: object) -> Path:
+    """Certify into folder/certificates.tsv, resuming from folder/work."""
+    out = folder / "certificates.tsv"
+    settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
+    certify_store(model or ToyModel(), INFO, "m" * 64, store(), settings, out, folder / "work")
+    return out
+
+
+def without_time(path: Path) -> list[list[str]]:
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row[:5] + row[6:] for row in rows]
+
+
+def die_after(rows: int) -> None:
+    """Make this process kill itself once it has written so many rows."""
+    append = journal.Journal.append
+
+    def fatal(self, new):
+        for place, row in enumerate(append(self, new), start=1):
+            yield row
+            if place == rows:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    journal.Journal.append = fatal  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    changes = json.loads(sys.argv[2])
+    victim, rows = changes.pop("victim", [-1, 0])
+    if shards.rank() == victim:
+        die_after(rows)
+    torch.set_num_threads(1)
+    certify(Path(sys.argv[1]), **changes)
+    assert run  # the module under test
