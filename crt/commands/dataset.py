@@ -5,6 +5,7 @@ DVC is called as a command, so that this module stays light and behaves as a use
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -85,6 +86,19 @@ def leave_sample_remote(root: Path) -> None:
     if record["outs"][0].get("remote") == SAMPLE_REMOTE:
         dvc(root, "fetch", "data.dvc")
         set_remote(root, None)
+
+
+def remove_prepared(root: Path, drops: Sequence[str]) -> None:
+    """Remove what was prepared from other drops than these.
+
+    DVC leaves it when a stage goes away, and then counts it as a part of prepared/train, which the student depends on.
+    """
+    for folder in (root / "prepared" / "train").glob("*/"):
+        if folder.name not in drops:
+            shutil.rmtree(folder)
+    for metric in (root / "results" / "prepare").glob("*.json"):
+        if metric.stem not in (*drops, "test"):
+            metric.unlink()
 
 
 def read_dataset(root: Path) -> dict[str, Any]:

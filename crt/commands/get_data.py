@@ -15,6 +15,7 @@ from crt.commands.dataset import (
     SAMPLE_REMOTE,
     choose_preset,
     dvc,
+    remove_prepared,
     set_remote,
     unrecorded_files,
     write_dataset,
@@ -88,6 +89,7 @@ def get_data(
         set_remote(root, remote)  # before `dvc add`, which then hands the file to git
     dvc(root, "add", "data", quiet=False)
     set_remote(root, remote)
+    remove_prepared(root, found.drops)
     write_dataset(root, found)
     choose_preset(root, preset, preset)
     compose_params(root)

@@ -14,6 +14,7 @@ from crt.commands.dataset import (
     load_params,
     read_dataset,
     recorded_drops,
+    remove_prepared,
     set_drops,
     unrecorded_files,
 )
@@ -99,9 +100,7 @@ def drop_data(drop: str, root: Path = Path()) -> None:
     (root / "data" / "train").mkdir(parents=True, exist_ok=True)
     if drop in recorded_drops(root):
         dvc(root, "add", f"data/train/{drop}", quiet=False)
-    if (prepared := root / "prepared" / "train" / drop).exists():
-        shutil.rmtree(prepared)
-    (root / "results" / "prepare" / f"{drop}.json").unlink(missing_ok=True)
+    remove_prepared(root, left)
     set_drops(root, left)
     print(f"the drop {drop} is removed; left: {', '.join(left)}")
     print("next: `dvc repro`, then `git commit` data.dvc, conf/ and params.yaml with the results")

@@ -37,7 +37,16 @@ def test_digits_are_what_the_repository_records(repo):
 
 def test_another_set_and_back(repo, tmp_path, capsys):
     before = state(repo)
+    for part in ("test", "train/2025-01", "train/2025-02"):
+        (repo / "prepared" / part).mkdir(parents=True)
+    (repo / "results" / "prepare").mkdir(parents=True)
+    for name in ("test", "2025-01"):
+        (repo / "results" / "prepare" / f"{name}.json").write_text("{}")
     get_data("fashion_mnist", repo, origin=fashion_mnist(tmp_path / "idx"))
+    assert list((repo / "prepared").glob("*/*")) == []
+    assert [path.name for path in (repo / "results" / "prepare").iterdir()] == ["test.json"]
+    (repo / "results" / "prepare" / "test.json").unlink()
+    shutil.rmtree(repo / "prepared")
     assert "fashion_mnist: 10 classes, 1 channel(s), 28x28 pixels, drops base" in capsys.readouterr().out
     config = load(repo / "params.yaml")
     assert (config.data.name, config.data.image_size, config.data.drops) == ("fashion_mnist", 28, ["base"])

@@ -1,0 +1,106 @@
+"""The script stages/prepare.py, as DVC runs it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from raw_drops import CLASSES, class_folders, pixels, write_image
+
+from crt.data.store import open_store
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with params.yaml, a training drop and a test set."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["data"].update(
+        num_classes=3, channels=1, image_size=8, drops=["a"], resize="none", name="x", source=None
+    )
+    params["teacher"]["drop"] = "a"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    class_folders(tmp_path / "data" / "train" / "a", 3)
+    class_folders(tmp_path / "data" / "test", 2, first_seed=100)
+    (tmp_path / "data" / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    return tmp_path
+
+
+def prepare(project, part, check=True):
+    done = subprocess.run(
+        [sys.executable, ROOT / "stages" / "prepare.py", part],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def test_test_set_and_drop_are_written_with_their_metrics(project):
+    prepare(project, "test")
+    prepare(project, "train/a")
+    assert len(open_store(project / "prepared" / "test")) == 6
+    assert len(open_store(project / "prepared" / "train" / "a")) == 9
+    metric = json.loads((project / "results" / "prepare" / "a.json").read_text())
+    assert metric["classes"] == {"cat": 3, "dog": 3, "owl": 3}
+    assert json.loads((project / "results" / "prepare" / "test.json").read_text())["images"] == 6
+    # Another test image makes DVC run every prepare again; what it writes must stay the same, so that no model follows.
+    before = {path.name: path.read_bytes() for path in (project / "prepared" / "train" / "a").iterdir()}
+    write_image(project / "data" / "test" / "cat" / "new.png", pixels(500))
+    prepare(project, "test")
+    prepare(project, "train/a")
+    assert {
+        path.name: path.read_bytes() for path in (project / "prepared" / "train" / "a").iterdir()
+    } == before
+
+
+def shared_image(project):
+    write_image(project / "data" / "train" / "a" / "dog" / "known.png", pixels(100))
+
+
+def missing_drop(project):
+    shutil.rmtree(project / "data" / "train" / "a")
+
+
+def other_classes(project):
+    (project / "data" / "classes.txt").write_text("cat\ndog\n")
+
+
+def pickled(project):
+    missing_drop(project)
+    (project / "data" / "train" / "a").mkdir()
+    np.savez(project / "data" / "train" / "a" / "a.npz", images=np.array([{}], object))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            shared_image,
+            "error: data/train/a has 1 image(s) that also stand in the test set: dog/known.png (test image cat/000.png)",
+        ),
+        (missing_drop, "error: data.drops lists 'a' but data/train/a is missing: run `dvc pull`"),
+        (other_classes, "error: data/classes.txt names 2 classes but data.num_classes is 3"),
+        (pickled, "error: data/train/a/a.npz: `images` holds pickled Python objects"),
+    ],
+)
+def test_a_bad_drop_ends_in_one_sentence(project, damage, message):
+    prepare(project, "test")
+    damage(project)
+    done = prepare(project, "train/a", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert not (project / "prepared" / "train").exists() or not list(
+        (project / "prepared" / "train").iterdir()
+    )
+    assert not (project / "results" / "prepare" / "a.json").exists()
