@@ -1,0 +1,120 @@
+"""`crt predict` on image files and a saved model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crt.certification.certificate import ABSTAIN, Certificate
+from crt.certification.run import to_unit
+from crt.certification.smoothing import SmoothedClassifier
+from crt.commands.predict import in_turn, predict
+from crt.errors import UserError
+from crt.models.build import build_model
+from crt.models.checkpoint import ModelInfo, load_model, save_model
+
+SIZE, CLASSES = 8, ["cat", "a longer name", "ü"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder and image files beside it."""
+    folder = tmp_path_factory.mktemp("predict")
+    torch.manual_seed(0)
+    model = build_model("cifar_resnet20", {}, len(CLASSES), 3, SIZE, [0.5] * 3, [0.25] * 3).eval()
+    info = ModelInfo(
+        format=1,
+        arch="cifar_resnet20",
+        arch_args={},
+        classes=CLASSES,
+        image_size=SIZE,
+        channels=3,
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+        resize="crop",
+        sigma=0.25,
+        method="gaussian",
+        data_fingerprint="d",
+        teacher_fingerprint=None,
+        seed=0,
+        versions={},
+    )
+    save_model(folder / "model", model, info)
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / "large.png")
+    return folder
+
+
+def test_json_lines_are_the_certificates(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [folder / f"{number}.png" for number in (3, 0, 1, 2)]
+    predict(paths, folder / "model", n=200, alpha=0.05, seed=5, device="cpu", json_lines=True)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    model, info = load_model(folder / "model")
+    images = torch.stack([to_unit(np.asarray(Image.open(path))) for path in paths])
+    expected = SmoothedClassifier(model, info.sigma, n=200, alpha=0.05, seed=5).certify(images)
+    for path, line, certificate in zip(paths, lines, expected, strict=True):
+        assert line["image"] == str(path)
+        assert line["class"] == (None if certificate.predict == ABSTAIN else CLASSES[certificate.predict])
+        assert line["radius"] == (None if certificate.predict == ABSTAIN else certificate.radius)
+        assert (line["n_a"], line["n"], line["p_lower"]) == (certificate.n_a, 200, certificate.p_lower)
+        assert (line["sigma"], line["alpha"]) == (0.25, 0.05)
+
+
+def test_the_table_is_aligned(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [folder / "0.png", folder / "large.png"]
+    predict(paths, folder / "model", n=200, device="cpu")
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["image", "class", "radius"]
+    assert "sigma 0.25, alpha 0.001" in header
+    assert [line.split()[0] for line in lines] == [str(path) for path in paths]
+    start = header.index("class")
+    for line in lines:
+        assert line[start - 2 : start] == "  "
+        assert any(line[start:].startswith(name) for name in (*CLASSES, "(abstains)"))
+
+
+def test_adaptive_radii_are_those_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predict([folder / "0.png"], folder / "model", n=2_000, radii=[0.1], device="cpu", json_lines=True)
+    line = json.loads(capsys.readouterr().out)
+    assert line["radius"] in (None, 0.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("missing.png", "missing.png"), ("model/model.json", "not an image")]
+)
+def test_bad_images_are_named_before_anything_is_printed(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        predict([folder / "0.png", folder / name], folder / "model", n=200, device="cpu")
+    assert capsys.readouterr().out == ""
+
+
+def test_no_model_is_named(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no model\.json"):
+        predict([folder / "0.png"], folder / "nothing", device="cpu")
+
+
+def test_too_few_draws_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="n=5 is too small"):
+        predict([folder / "0.png"], folder / "model", n=5, device="cpu")
+
+
+def test_results_wait_for_their_turn() -> None:
+    certificates = {number: Certificate(number, 0.0, 1, 1, 0.5, "certified") for number in range(4)}
+    seen = []
+
+    def results():
+        for number in (1, 0, 3, 2):
+            seen.append(number)
+            yield number, certificates[number]
+
+    turns = in_turn(results())
+    assert next(turns).predict == 0
+    assert seen == [1, 0]
+    assert [certificate.predict for certificate in turns] == [1, 2, 3]
