@@ -6,7 +6,7 @@ What is recognised is told on standard error, and recorded in the model folder a
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +34,22 @@ LOG_HEADER = "epoch\tlr\tloss\timages_per_second\n"
 Model = tuple[BaseClassifier, ModelInfo]
 
 
-@dataclass(frozen=True)
-class Files:
-    """Where the outputs go, and the scratch folder for downloads, removed once they are written."""
-
-    model: Path
-    log: Path
-    results: Path
-    work: Path
-
-
 def adopt(
-    teacher: FetchedTeacher, config: Config, drop: Path, root: Path, device: torch.device, files: Files
+    teacher: FetchedTeacher,
+    config: Config,
+    drop: Path,
+    root: Path,
+    work: Path,
+    device: torch.device,
+    *,
+    folder: Path,
+    log: Path,
+    results: Path,
 ) -> None:
-    """Fetch the teacher, check it on the prepared `drop` and write the model folder, an empty log and the results.
+    """Fetch the teacher, check it on the prepared `drop`, and write the model `folder`, an empty log and the results.
 
-    root: the repository's, which `path:` references are relative to. Nothing is written unless all is well.
+    root: the repository's, which `path:` references are relative to; work: holds downloads until they are used. Nothing is
+    written unless all is well.
 
     Raises:
         UserError: it cannot be had, is no classifier of these images, something must be given that the file does not
@@ -66,23 +66,23 @@ def adopt(
     found: list[dict[str, Any]] = []
     for text in refs:
         ref = parse(text, teacher.sha256)
-        place = locate(ref, root, files.work)
-        model, info, results = _one(ref, place, teacher, config, store, probe)
+        place = locate(ref, root, work)
+        model, info, facts = _one(ref, place, teacher, config, store, probe)
         members.append((model, info))
-        found.append(results)
-    results = found[0]
+        found.append(facts)
+    facts = found[0]
     model, info = members[0]
     if len(members) > 1:
         model, info = combine(members)
         value = accuracy(model, probe, config.sigma)
         _say(f"ensemble of {len(members)}: {_percent(value)} of noisy training images right")
-        results = {"noisy_accuracy": value, "members": found}
-    results["noisy_images"] = len(probe.labels)
-    results["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    save_model(files.model, model, info)
-    write_text(files.log, LOG_HEADER)
-    write_text(files.results, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    discard(files.work)
+        facts = {"noisy_accuracy": value, "members": found}
+    facts["noisy_images"] = len(probe.labels)
+    facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    save_model(folder, model, info)
+    write_text(log, LOG_HEADER)
+    write_text(results, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    discard(work)
 
 
 def _one(
@@ -106,7 +106,7 @@ def _one(
         model, info, evidence, how = _published(ref.text, place, teacher, config, store, probe, choices)
     info = replace(info, source={**(info.source or {}), "ref": ref.text, "sha256": sha256})
     value = accuracy(model, probe, config.sigma)
-    results = {
+    facts = {
         "noisy_accuracy": value,
         "ref": ref.text,
         "sha256": sha256,
@@ -135,7 +135,7 @@ def _one(
     wrong = cause(model, probe, config.sigma, store.classes, value, other_normalizations)
     if wrong is not None:
         raise UserError(f"the teacher {ref.text} is of no use here: {wrong}")
-    return model, info, results
+    return model, info, facts
 
 
 def _our_own(folder: Path, store: Store, device: torch.device) -> Model:

@@ -100,6 +100,8 @@ def _check_zip(file: Path) -> None:
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         names = [member.filename for member in members]
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise UserError(f"{file} is a TorchScript program: {_EXPORT}")
         bad = [name for name in names if ".." in name.split("/") or name.startswith("/")]
         if bad:
             raise UserError(f"{file} has a member {bad[0]!r} outside of itself: do not use it")
@@ -110,8 +112,6 @@ def _check_zip(file: Path) -> None:
             )
         if len(names) != len(set(names)):
             raise UserError(f"{file} has two members of the same name: do not use it")
-        if any(name.endswith("/constants.pkl") for name in names):
-            raise UserError(f"{file} is a TorchScript program: {_EXPORT}")
         programs = [name for name in names if name.endswith("/data.pkl")]
         if len(programs) != 1:
             raise UserError(

@@ -16,23 +16,26 @@ THIS_DATA = ([0.49, 0.48, 0.45], [0.25, 0.24, 0.26])
 def natural_images(count: int, seed: int) -> torch.Tensor:
     """Smooth random images with CIFAR-10's mean and spread per channel."""
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(count, 3, 4, 4, generator=generator)
-    smooth = F.interpolate(coarse, size=16, mode="bicubic")
+    coarse = torch.randn(count, 3, 3, 3, generator=generator)
+    smooth = F.interpolate(coarse, size=8, mode="bicubic")
     smooth = smooth + 0.6 * torch.randn(count, 1, 1, 1, generator=generator)
     mean, std = CIFAR10
     return ((smooth / smooth.std()) * std + mean).clamp(0, 1)
 
 
-def trained(choice: Candidate, sigma: float, steps: int = 30) -> nn.Module:
+def trained(choice: Candidate, sigma: float, steps: int = 60) -> nn.Module:
     """A CIFAR ResNet after some steps of training on noisy images behind `choice`."""
     torch.manual_seed(0)
     network = CifarResNet(20).train()
-    images = natural_images(640, seed=1)
+    images = natural_images(320, seed=1)
     labels = (images.mean((1, 2, 3)) * 10).long().clamp(0, 9)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
     mean, std = (torch.tensor(v)[:, None, None] for v in (choice.mean, choice.std))
     for step in range(steps):
-        batch = slice(step * 64 % 640, step * 64 % 640 + 64)
+        optimizer.param_groups[0]["lr"] = 0.1 * max(
+            0.0, 1 - 2 * step / steps
+        )  # the statistics settle, as at a run's end
+        batch = slice(step * 32 % 320, step * 32 % 320 + 32)
         noisy = images[batch] + sigma * torch.randn_like(images[batch])
         loss = F.cross_entropy(network((noisy - mean) / std), labels[batch])
         optimizer.zero_grad()
@@ -45,9 +48,7 @@ def by_name(name: str) -> Candidate:
     return next(c for c in candidates(3, THIS_DATA) if c.name == name)
 
 
-@pytest.mark.parametrize(
-    "name", ["identity", "centre, CIFAR-10", "normalise, CIFAR-10", "normalise, CIFAR-100"]
-)
+@pytest.mark.parametrize("name", ["identity", "centre, CIFAR-10", "normalise, CIFAR-10"])
 def test_the_layer_and_the_noise_of_training_are_found(name):
     network = trained(by_name(name), sigma=0.25)
     images = natural_images(256, seed=2)

@@ -238,7 +238,7 @@ def test_the_named_architecture_must_be_the_one_in_the_file():
 
 
 def test_near_names_of_an_unknown_architecture_are_listed():
-    with pytest.raises(UserError, match="did you mean.*convnext_atto"):
+    with pytest.raises(UserError, match=r"did you mean.*convnext_atto"):
         recognise(
             {"a.weight": torch.zeros(1, 1, 1, 1), "b": torch.zeros(1), "c": torch.zeros(1, 1)},
             "x",
