@@ -40,12 +40,19 @@ def get_data(
     origin: Annotated[
         Path | None, typer.Option("--from", help="Files already on disk, instead of a download.")
     ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What to call a folder's data set [its folder's name]")
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Height and width of a folder's images after resizing [that of the images]"),
+    ] = None,
     root: Root = Path(),
 ) -> None:
     """Put a data set into data/, record it with DVC, and choose the settings that belong to it."""
     from crt.commands.get_data import get_data as run
 
-    run(source, root, origin)
+    run(source, root, origin, name=name, image_size=image_size)
 
 
 @app.command()
@@ -69,6 +76,23 @@ def drop_data(
     from crt.commands.ingest import drop_data as run
 
     run(drop, root)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files")],
+    model: Annotated[Path, typer.Option(help="A model folder")] = Path("models/student"),
+    n0: Annotated[int, typer.Option(help="Noise draws that select the class")] = 100,
+    n: Annotated[int, typer.Option(help="Noise draws that estimate its probability")] = 10_000,
+    alpha: Annotated[float, typer.Option(help="Chance of a false certificate")] = 0.001,
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the noise")] = 0,
+    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object per line")] = False,
+) -> None:
+    """Classify image files: class or abstention, and the certified l2 radius."""
+    from crt.commands.predict import predict as run
+
+    run(images, model, n0=n0, n=n, alpha=alpha, device=device, seed=seed, json_lines=json_lines)
 
 
 @app.command()

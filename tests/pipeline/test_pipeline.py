@@ -82,8 +82,6 @@ def test_a_new_drop_prepares_itself_alone_and_spares_the_teacher(project, tmp_pa
             pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
             Image.fromarray(pixels).save(delivery / str(label) / f"{i}.png")
     project.run("crt", "ingest", str(delivery), "--drop", "2025-04")
-    # ingest composes the default settings; these tests go on with the smoke settings
-    project.run("crt", "compose", "+experiment=smoke")
     project.commit("drop 2025-04")
     ran = project.stages_run("dvc", "repro")
     assert ran == ["prepare@2025-04", *AFTER_STUDENT]
