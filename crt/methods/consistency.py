@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from crt.methods.base import Batch, Loss, Method, add_noise
-from crt.methods.terms import accuracy, cross_entropy
+from crt.methods.terms import accuracy, at_least_float32, cross_entropy
 
 NEEDS_LABELS = True
 
@@ -21,7 +21,7 @@ def consistency(*, num_noise: int, lbd: float, eta: float) -> Method:
     def loss(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
         copies = batch.images.repeat(num_noise, 1, 1, 1)  # noise-major: image b's draw i is row i * B + b
         labels = batch.labels.repeat(num_noise)
-        logits = model(add_noise(copies, sigma, generator)).float()
+        logits = at_least_float32(model(add_noise(copies, sigma, generator)))
         log_p = logits.log_softmax(1).unflatten(0, (num_noise, -1))  # [m, B, K]
         log_mean = log_p.logsumexp(0) - math.log(num_noise)  # [B, K]
         mean = log_mean.exp()

@@ -9,7 +9,7 @@ from torch import nn
 
 from crt.errors import UserError
 from crt.methods.base import Batch, Loss, Method, add_noise
-from crt.methods.terms import accuracy, cross_entropy
+from crt.methods.terms import accuracy, at_least_float32, cross_entropy
 
 NEEDS_LABELS = False
 
@@ -30,8 +30,8 @@ def crt(*, teacher: nn.Module | None, alpha: float) -> Method:
     def loss(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
         noisy = add_noise(batch.images, sigma, generator)
         with torch.no_grad():
-            target = teacher(noisy).float()
-        logits = model(noisy).float()
+            target = at_least_float32(teacher(noisy))
+        logits = at_least_float32(model(noisy))
         transfer = torch.linalg.vector_norm(logits - target, dim=1).mean()
         label_loss = cross_entropy(logits, batch.labels)
         # Not 0 * label_loss: that is NaN where the label loss overflows.

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from crt.methods.base import Batch, Loss, Method, add_noise
-from crt.methods.terms import accuracy, cross_entropy
+from crt.methods.terms import accuracy, at_least_float32, cross_entropy
 
 NEEDS_LABELS = True
 
@@ -13,7 +13,7 @@ def gaussian() -> Method:
     """L = mean_b CE(f(x_b + e_b), y_b), one noise draw per image."""
 
     def loss(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
-        logits = model(add_noise(batch.images, sigma, generator)).float()
+        logits = at_least_float32(model(add_noise(batch.images, sigma, generator)))
         total = cross_entropy(logits, batch.labels)
         return Loss(
             total,

@@ -5,6 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Logits of a network under autocast, for a loss in full precision."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def labelled_mean(values: Tensor, labels: Tensor) -> Tensor:
     """Mean of `values` [B] over the labelled images; 0, with a gradient of 0, where there are none."""
     labelled = labels >= 0

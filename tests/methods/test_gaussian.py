@@ -1,0 +1,116 @@
+"""Gaussian augmentation, and the rules for noise and labels that all methods share."""
+
+import math
+
+import pytest
+import torch
+from tiny import SIGMA, agree, batch, network, normal, seeded, softmax
+from torch import nn
+
+from crt.errors import UserError
+from crt.methods import build_method, needs_labels, takes_teacher
+from crt.methods.base import Batch
+from crt.methods.gaussian import gaussian
+from crt.methods.terms import accuracy, cross_entropy
+
+SETTINGS = {
+    "gaussian": {},
+    "consistency": {"num_noise": 2, "lbd": 10.0, "eta": 0.5},
+    "crt": {"alpha": 0.5},
+}
+
+
+class Spy(nn.Module):
+    """A front layer that keeps what the network was given."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.inputs: list[torch.Tensor] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.inputs.append(images.detach().clone())
+        return self.network(images)
+
+
+def test_equals_the_formula():
+    def literal(model, data):
+        noise = normal(data.images.shape, SIGMA, seeded())
+        logits = model(data.images + noise)
+        return sum(-softmax(z)[y].log() for z, y in zip(logits, data.labels, strict=True)) / len(data.labels)
+
+    loss = agree(gaussian(), literal)
+    assert set(loss.parts) == {"cross_entropy", "noisy_accuracy"}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_noise_is_fresh_has_sigma_and_is_not_clipped(name):
+    spy = Spy(network())
+    method = build_method(name, SETTINGS[name], network(1) if takes_teacher(name) else None)
+    data = Batch(torch.rand(400, 2, 3, 3).double(), torch.zeros(400, dtype=torch.int64), 0.0)
+    generator = seeded()
+    for _ in range(2):
+        method(spy, data, SIGMA, generator)
+    draws = []
+    for given in spy.inputs:
+        copies = len(given) // len(data.images)
+        draws += list((given - data.images.repeat(copies, 1, 1, 1)).unflatten(0, (copies, -1)))
+    for i, noise in enumerate(draws):
+        # 7,200 values: the standard deviation's own is sigma / sqrt(2 * 7200), 0.8 %.
+        assert noise.std().item() == pytest.approx(SIGMA, rel=0.05)
+        assert abs(noise.mean().item()) < 5 * SIGMA / math.sqrt(noise.numel())
+        for other in draws[:i]:
+            correlation = (noise * other).mean().item() / SIGMA**2
+            assert abs(correlation) < 5 / math.sqrt(noise.numel())
+    for given in spy.inputs:
+        assert given.min() < 0
+        assert given.max() > 1
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_same_seed_gives_the_same_noise(name):
+    seen = []
+    for _ in range(2):
+        spy = Spy(network())
+        build_method(name, SETTINGS[name], network(1) if takes_teacher(name) else None)(
+            spy, batch(), SIGMA, seeded(11)
+        )
+        seen.append(spy.inputs[0])
+    assert torch.equal(*seen)
+
+
+def test_unlabelled_images_leave_the_label_terms():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [5.0, 5.0]], requires_grad=True)
+    loss = cross_entropy(logits, torch.tensor([0, 0, -1]))
+    expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 2
+    assert loss.item() == pytest.approx(expected)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert torch.equal(gradient[2], torch.zeros(2))
+    assert accuracy(logits, torch.tensor([0, 0, -1])).item() == 0.5
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_batch_without_any_label_gives_a_finite_loss_and_gradient(name):
+    model = network()
+    data = batch()
+    unlabelled = Batch(data.images, torch.full_like(data.labels, -1), 0.0)
+    method = build_method(name, SETTINGS[name], network(1) if takes_teacher(name) else None)
+    loss = method(model, unlabelled, SIGMA, seeded())
+    loss.total.backward()
+    assert loss.total.isfinite()
+    assert loss.parts["cross_entropy"] == 0
+    assert loss.parts["noisy_accuracy"].isnan()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    learns = any(parameter.grad.abs().max() > 0 for parameter in model.parameters())
+    assert learns == (name != "gaussian")
+
+
+def test_methods_by_name():
+    assert needs_labels("gaussian")
+    assert not needs_labels("crt")
+    assert takes_teacher("crt")
+    assert not takes_teacher("consistency")
+    with pytest.raises(UserError, match=r"magic.*choose one of"):
+        build_method("magic", {}, None)
+    with pytest.raises(UserError, match="needs a teacher"):
+        build_method("crt", {"alpha": 1.0}, None)
