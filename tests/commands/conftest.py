@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from data_repo import commit, run
+from data_repo import commit, run, run_dvc
 
+from crt.commands import dataset, get_data, ingest
 from crt.commands.compose import compose_params
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,3 +49,11 @@ def clone(unpulled: Path, tmp_path: Path) -> Path:
 def repo(pulled: Path, tmp_path: Path) -> Path:
     """A repository with the digits in data/, to be changed."""
     return Path(shutil.copytree(pulled, tmp_path / "repo"))
+
+
+@pytest.fixture(autouse=True)
+def dvc_in_process(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """The commands call DVC in this process, save where a test is marked to call it as they really do."""
+    if request.node.get_closest_marker("slow") is None:
+        for module in (dataset, get_data, ingest):
+            monkeypatch.setattr(module, "dvc", run_dvc)

@@ -1,17 +1,38 @@
 """What tests of the commands that change data/ look at, and the deliveries that they make."""
 
+import contextlib
+import io
+import os
 import subprocess
-import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import yaml
 from PIL import Image
 
+from crt.errors import UserError
+
+
+def run_dvc(root: Path, *arguments: str, quiet: bool = True) -> str:
+    """`crt.commands.dataset.dvc` in this process: DVC's own command line, without a second for its imports."""
+    from dvc.cli import main
+
+    # DVC_TEST keeps DVC from putting the real stdout back.
+    with (
+        mock.patch.dict(os.environ, DVC_TEST="1"),
+        contextlib.chdir(root),
+        contextlib.redirect_stdout(io.StringIO()) as out,
+    ):
+        status = main(list(arguments))
+    if status:
+        raise UserError(f"dvc {arguments} failed: {out.getvalue()}")
+    return out.getvalue()
+
 
 def run(root: Path, *command: str) -> str:
     if command[0] == "dvc":
-        command = (sys.executable, "-m", *command)
+        return run_dvc(root, *command[1:])
     return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
 
 

@@ -12,6 +12,8 @@ from crt.commands.get_data import get_data
 from crt.config import load
 from crt.errors import UserError
 
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # DVC's own
+
 
 def fashion_mnist(folder):
     folder.mkdir()
@@ -35,6 +37,7 @@ def test_digits_are_what_the_repository_records(repo):
     assert record(repo)["remote"] == "sample"
 
 
+@pytest.mark.slow
 def test_another_set_and_back(repo, tmp_path, capsys):
     before = state(repo)
     for part in ("test", "train/2025-01", "train/2025-02"):

@@ -16,6 +16,8 @@ from crt.commands.ingest import drop_data, ingest
 from crt.config import load
 from crt.errors import UserError
 
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # DVC's own
+
 SAMPLE = ["2025-01", "2025-02", "2025-03"]
 
 
@@ -66,6 +68,7 @@ def test_choices_in_params_are_kept(repo, no_dvc, tmp_path):
     assert yaml.safe_load((repo / "params.yaml").read_text()) == before
 
 
+@pytest.mark.slow
 def test_with_nothing_pulled_only_the_test_set_is_fetched_into_the_workspace(clone, tmp_path):
     ingest(delivery(tmp_path / "in"), "2025-04", clone)
     assert sorted(path.name for path in (clone / "data" / "train").iterdir()) == ["2025-04"]
@@ -299,6 +302,7 @@ def assert_dropped(repo, drop, left):
     assert [item["path"] for item in recorded] == left
 
 
+@pytest.mark.slow
 def test_drop_data_removes_every_trace(repo):
     prepared_remains(repo, "2025-02")
     drop_data("2025-02", repo)
