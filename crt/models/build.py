@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -110,7 +109,13 @@ def _timm_network(
     check_timm_name(arch)
     args = dict(arch_args)
     fitted = args.pop("small_images", True)
-    create = partial(timm.create_model, arch, num_classes=num_classes, in_chans=channels, **args)
+
+    def create(**size_args: int) -> nn.Module:  # a size that arch_args give is not given twice: see `fit`
+        network: nn.Module = timm.create_model(
+            arch, num_classes=num_classes, in_chans=channels, **size_args, **args
+        )
+        return network
+
     return fit(arch, create, channels, size) if fitted else unfitted(arch, create, channels, size)
 
 

@@ -9,6 +9,7 @@ stride 1 and no max pool, RegNets with strides 1, 1, 2, 2, 2, ViTs with patches 
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -22,7 +23,7 @@ PATCH_SIZES = (32, 16, 14, 8, 4, 2, 1)
 def fit(arch: str, create: Callable[..., nn.Module], channels: int, size: int) -> nn.Module:
     """The network that `create` makes, fitted to images [B, channels, size, size], in train mode.
 
-    create: takes timm's keyword arguments `img_size` and `patch_size` where the network has them.
+    create: takes timm's keyword arguments `img_size` and `patch_size` where the network has them and nobody gave them.
 
     Raises:
         UserError: `create` was given arguments that the network does not take, or it cannot work at this size.
@@ -35,7 +36,7 @@ def fit(arch: str, create: Callable[..., nn.Module], channels: int, size: int) -
         raise UserError(f"arch_args do not fit {arch}: {error}") from None
     except Exception as error:  # whatever a network raises for a size that it was not made for
         raise UserError(
-            f"{arch} cannot be built for images of {size} pixels ({error}): choose another"
+            f"{arch} cannot be built for images of {size} pixels ({error!r}): change arch or arch_args"
         ) from error
     if _native_patch(network) and size_args and _takes(create, **size_args, patch_size=1):
         network = _with_smaller_patches(network, create, images)
@@ -161,4 +162,6 @@ def _halve_stride(network: nn.Module, name: str) -> None:
     layer.stride = (stride, stride)
     kernel = layer.kernel_size[0]
     if layer.padding != (kernel // 2, kernel // 2) or kernel % 2 == 0:
+        # Padding that is not the same on all sides costs a copy, of which torch would warn.
+        warnings.filterwarnings("ignore", message="Using padding='same' with even kernel")
         layer.padding = "same" if stride == 1 else ((kernel - stride) // 2,) * 2
