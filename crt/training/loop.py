@@ -148,11 +148,13 @@ def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> 
     """The learning rate as a function of the step: cosine to 0, or x0.1 at 1/2 and 3/4 of the steps."""
     from timm.scheduler import create_scheduler_v2
 
+    # timm's milestones are in epochs, and a drop comes one step before them.
+    drops = [(math.ceil(recipe.epochs * steps * share) + 0.5) / steps for share in (1 / 2, 3 / 4)]
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=recipe.scheduler,
         num_epochs=recipe.epochs,
-        decay_milestones=[recipe.epochs / 2, recipe.epochs * 3 / 4],
+        decay_milestones=drops,
         warmup_epochs=recipe.warmup_epochs,
         step_on_epochs=False,
         updates_per_epoch=steps,
