@@ -1,0 +1,220 @@
+"""From prepared drops to a model folder, with the parameters that conf/ gives."""
+
+import csv
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from crt.commands.compose import composed
+from crt.config import Config
+from crt.errors import UserError
+from crt.models.checkpoint import load_model, model_fingerprint
+from crt.training.fit import Files, fit
+
+ROOT = Path(__file__).resolve().parents[2]
+NET = ["arch=resnet18", "arch_args={layers: [1,1,1,1], channels: [8,8,8,8]}", "epochs=2", "batch_size=16"]
+
+
+def drop(folder: Path, count: int = 40, classes: int = 10, size: int = 8, unlabelled: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(count)
+    labels = np.arange(count) % classes
+    labels[:unlabelled] = -1
+    np.save(folder / "images.npy", rng.integers(0, 256, (count, size, size, 1), dtype=np.uint8))
+    np.save(folder / "labels.npy", labels)
+    meta = {
+        "format": 1,
+        "fingerprint": hashlib.sha256(folder.name.encode()).hexdigest(),
+        "classes": [str(i) for i in range(classes)],
+        "image_size": size,
+        "channels": 1,
+        "count": count,
+    }
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return folder
+
+
+@dataclass(frozen=True)
+class Place:
+    root: Path
+    drops: list[Path]
+
+    def files(self, name: str) -> Files:
+        return Files(
+            self.root / "models" / name,
+            self.root / "results" / name / "training.tsv",
+            self.root / "results" / f"{name}.json",
+            self.root / ".work" / name,
+        )
+
+    def teacher(self, *overrides: str, name: str = "teacher") -> Path:
+        config = parameters(*overrides)
+        files = self.files(name)
+        fit("teacher", config, config.teacher, config.teacher.method, self.drops[:1], None, files)
+        return files.model
+
+    def student(
+        self, *overrides: str, teacher: Path | None = None, name: str = "student", drops=None
+    ) -> Path:
+        config = parameters(*overrides)
+        files = self.files(name)
+        drops = self.drops if drops is None else drops
+        fit("student", config, config.student, config.method, drops, teacher, files)
+        return files.model
+
+    def results(self, name: str) -> dict[str, Any]:
+        return json.loads((self.root / "results" / f"{name}.json").read_text())
+
+
+def parameters(*overrides: str) -> Config:
+    small = [f"++{role}.{value}" for role in ("teacher", "student") for value in NET]
+    _, config = composed(
+        ROOT, ["runtime.device=cpu", *small, "teacher.warmup_epochs=0", "student.warmup_epochs=0", *overrides]
+    )
+    return config
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    root = tmp_path_factory.mktemp("fit")
+    place = Place(root, [drop(root / "a"), drop(root / "b", count=50)])
+    place.teacher()
+    return place
+
+
+@pytest.fixture(scope="module")
+def teacher(place) -> Path:
+    return place.files("teacher").model
+
+
+def test_a_teacher(place, teacher):
+    model, info = load_model(teacher)
+    assert info.arch == "resnet18"
+    assert info.method == "consistency"
+    assert info.teacher_fingerprint is None
+    assert (info.sigma, info.resize, info.seed) == (0.25, "none", 0)
+    assert info.classes == [str(i) for i in range(10)]
+    pixels = np.load(place.drops[0] / "images.npy") / 255
+    np.testing.assert_allclose(info.mean, pixels.mean(), rtol=1e-12)
+    np.testing.assert_allclose(model.normalize.std.numpy(), pixels.std(), rtol=1e-6)
+    assert model.network.bn1.num_batches_tracked == 2 * 2
+    results = place.results("teacher")
+    assert {"loss", "cross_entropy", "noisy_accuracy", "train_seconds", "images_per_second"} <= set(results)
+    assert results["epochs"] == 2
+    assert results["parameters"] == sum(p.numel() for p in model.parameters())
+    assert not place.files("teacher").work.exists()
+
+
+def test_a_student_of_all_drops(place, teacher):
+    folder = place.student(teacher=teacher)
+    model, info = load_model(folder)
+    assert info.method == "crt"
+    assert info.teacher_fingerprint == model_fingerprint(teacher)
+    prints = [json.loads((d / "meta.json").read_text())["fingerprint"] for d in place.drops]
+    assert info.data_fingerprint == hashlib.sha256("".join(prints).encode()).hexdigest()
+    assert model.network.bn1.num_batches_tracked == 2 * (90 // 16)
+    results = place.results("student")
+    assert {"transfer", "agreement", "noisy_accuracy"} <= set(results)
+    with (place.root / "results/student/training.tsv").open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert len(rows) == 2
+    assert float(rows[-1]["transfer"]) == pytest.approx(results["transfer"], rel=1e-5)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_the_same_seed_gives_the_same_bytes(place, teacher):
+    before = weights(teacher)
+    one = weights(place.student(teacher=teacher, name="one"))
+    assert weights(place.student(teacher=teacher, name="two")) == one
+    assert weights(place.student("seed=1", teacher=teacher, name="three")) != one
+    assert weights(teacher) == before
+
+
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes(place, teacher, monkeypatch):
+    import crt.training.loop as loop
+
+    whole = weights(place.student(teacher=teacher, name="whole"))
+    original = loop.save_state
+
+    def die(work, state):
+        original(work, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.train, "__kwdefaults__", {"checkpoint_seconds": 0.0})
+    monkeypatch.setattr(loop, "save_state", die)
+    with pytest.raises(KeyboardInterrupt):
+        place.student(teacher=teacher, name="resumed")
+    assert not place.files("resumed").model.exists()
+    assert place.files("resumed").work.exists()
+    assert weights(place.student(teacher=teacher, name="resumed")) == whole
+    assert not place.files("resumed").work.exists()
+
+
+def test_direct_training_needs_no_teacher_and_names_none(place, teacher):
+    folder = place.student("method=gaussian", teacher=teacher, name="direct")
+    _, info = load_model(folder)
+    assert info.teacher_fingerprint is None
+    assert weights(place.student("method=gaussian", name="alone")) == weights(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"classes": 9}, r"classes"),
+        ({"size": 12}, r"image_size 8 but the student's is 12"),
+    ],
+)
+def test_a_teacher_for_other_data_is_refused(place, teacher, tmp_path, change, said):
+    with pytest.raises(UserError, match=said):
+        place.student(teacher=teacher, name="other", drops=[drop(tmp_path / "d", **change)])
+    assert not place.files("other").model.exists()
+
+
+def test_a_teacher_for_another_sigma_is_refused(place, teacher):
+    with pytest.raises(UserError, match=r"teacher .* has sigma 0\.25 but the student's is 0\.5"):
+        place.student("sigma=0.5", teacher=teacher, name="other")
+
+
+def test_a_missing_teacher(place, tmp_path):
+    with pytest.raises(UserError, match=r"models/teacher is missing: train the teacher first"):
+        place.student(teacher=tmp_path / "models" / "teacher", name="other")
+    with pytest.raises(UserError, match=r"needs a teacher"):
+        place.student(teacher=None, name="other")
+
+
+def test_a_missing_drop(place, tmp_path):
+    with pytest.raises(UserError, match="dvc repro"):
+        place.student(teacher=None, name="other", drops=[tmp_path / "nothing"])
+
+
+def test_drops_that_differ_are_refused(place, teacher, tmp_path):
+    with pytest.raises(UserError, match="differ in image_size"):
+        place.student(teacher=teacher, name="other", drops=[*place.drops, drop(tmp_path / "d", size=12)])
+
+
+def test_images_without_labels_teach_by_transfer_alone(place, teacher, tmp_path):
+    half = drop(tmp_path / "half", count=64, unlabelled=32)
+    model, _ = load_model(place.student(teacher=teacher, name="half", drops=[half]))
+    assert model.network.bn1.num_batches_tracked == 2 * (64 // 16)
+    model, _ = load_model(place.student("method=gaussian", name="labelled", drops=[half]))
+    assert model.network.bn1.num_batches_tracked == 2 * (32 // 16)
+    none = drop(tmp_path / "none", count=64, unlabelled=64)
+    place.student(teacher=teacher, name="none", drops=[none])
+    with pytest.raises(UserError, match="0 labelled training images"):
+        place.student("method=gaussian", name="other", drops=[none])
+
+
+def test_a_device_that_is_not_there(place):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match=r"runtime\.device is cuda but this machine has no such device"):
+        place.teacher("runtime.device=cuda", name="other")
