@@ -84,7 +84,9 @@ def _copy(fs: Any, path: str, target: Path) -> None:
         for name in FILES:
             source = f"{path.rstrip('/')}/{name}"
             if not fs.exists(source):
-                raise UserError(f"{path} holds no {name}: name a model folder or a file")
+                raise UserError(
+                    f"{path} holds no {name} that can be read: name a model folder or a file, and check that its data is pushed"
+                )
             _copy_file(fs, source, folder / name)
 
 

@@ -1,8 +1,11 @@
 """Small networks, written as the field's repositories write their checkpoints."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from crt.models.cifar_resnet import CifarResNet
@@ -82,3 +85,48 @@ def save_crt(path: Path, model: nn.Sequential) -> Path:
     }
     torch.save(content, path)
     return path
+
+
+def digits_teacher(
+    mean=(0.1307,), std=(0.3081,), sigma: float = 0.25, seed: int = 0, steps: int = 60
+) -> nn.Sequential:
+    """A front layer and a CIFAR ResNet, trained on noisy digits until it is useful."""
+    images, labels = digits()
+    torch.manual_seed(seed)
+    model = nn.Sequential(Front(mean, std), CifarResNet(20, 10, 1)).train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for step in range(steps):
+        # The statistics of the first BatchNorm settle while the rate is low, as at the end of a long training.
+        optimizer.param_groups[0]["lr"] = 0.1 * max(0.0, 1 - 1.5 * step / steps)
+        batch = torch.randint(len(labels), (48,))
+        noisy = images[batch] + sigma * torch.randn_like(images[batch])
+        loss = nn.functional.cross_entropy(model(noisy), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """Images [N, 1, 8, 8] in [0,1] and labels [N]."""
+    data = load_digits()
+    return torch.from_numpy(data.images).float()[:, None] / 16, torch.from_numpy(data.target).long()
+
+
+def prepared_digits(folder: Path, count: int = 600) -> Path:
+    """Digits as a prepared drop."""
+    images, labels = digits()
+    folder.mkdir(parents=True)
+    np.save(folder / "images.npy", (images[:count].permute(0, 2, 3, 1) * 255).round().byte().numpy())
+    np.save(folder / "labels.npy", labels[:count].numpy())
+    classes = [str(digit) for digit in range(10)]
+    meta = {
+        "format": 1,
+        "fingerprint": "f",
+        "classes": classes,
+        "image_size": 8,
+        "channels": 1,
+        "count": count,
+    }
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return folder
