@@ -219,6 +219,13 @@ AnyTeacher = Annotated[
 ]
 
 
+class Network(Section):
+    """What a student option stands for at the scale of the images (conf/networks/)."""
+
+    arch: str
+    arch_args: dict[str, Any]
+
+
 class Student(Recipe):
     """The network that is trained at every retraining."""
 
@@ -281,6 +288,7 @@ class Config(Section):
     sigma: Positive  # standard deviation of the noise, [0,1] pixel units
     data: Data
     teacher: AnyTeacher
+    networks: dict[Name, Network]  # conf/student/ takes its arch from here; the stages read student.arch
     student: Student
     method: Method
     certify: Certify

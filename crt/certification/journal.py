@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,10 @@ class Journal:
             ) from error
 
     def remove(self) -> None:
-        """Forget the rows."""
+        """Forget the rows; the work folder goes too, unless another run has rows in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.parent.rmdir()
 
 
 def _read(path: Path) -> Iterator[Row]:
