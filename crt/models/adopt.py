@@ -132,6 +132,11 @@ def _one(
             for c in choices
         }
 
+    if info.sigma != config.sigma:
+        raise UserError(
+            f"the teacher {ref.text} was trained with sigma {info.sigma:g} and is to be used at {config.sigma:g}: "
+            f"set sigma to {info.sigma:g}, or take another teacher"
+        )
     wrong = cause(model, probe, config.sigma, store.classes, value, other_normalizations)
     if wrong is not None:
         raise UserError(f"the teacher {ref.text} is of no use here: {wrong}")

@@ -177,6 +177,7 @@ def _receive(answer: requests.Response, url: str, aside: Path, have: int) -> Non
             file.write(block)
             bar.update(len(block))
             if file.tell() > LARGEST:
+                aside.unlink()
                 raise UserError(f"{url} does not end after {LARGEST} bytes: check the address")
         size = file.tell()
     if total is not None and size != total:

@@ -25,7 +25,8 @@ class Handler(BaseHTTPRequestHandler):
         """Send an answer; `cut`: only so many bytes of its body, and then hang up."""
         self.send_response(status)
         for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
+            if value:
+                self.send_header(name.replace("_", "-"), value)
         if "Content_Length" not in headers:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -219,6 +219,14 @@ def test_our_own_model_of_other_data(bench):
         bench.adopt(ref=bench.pin("other/model.safetensors").replace("/model.safetensors", ""))
 
 
+def test_a_teacher_of_another_noise(bench):
+    bench.refused(
+        r"trained with sigma 0\.5 and is to be used at 0\.25: set sigma to 0\.5",
+        ref=bench.pin("a.pth"),
+        sigma=0.5,
+    )
+
+
 def test_unlabelled_images_cannot_check_a_teacher(bench):
     import numpy as np
 

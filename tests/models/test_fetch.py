@@ -171,6 +171,20 @@ def test_more_bytes_than_any_classifier_has(web, tmp_path, monkeypatch):
     assert nothing_left(tmp_path)
 
 
+def test_an_answer_that_does_not_end(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "LARGEST", 1_500_000)
+
+    def endless(handler):
+        handler.send(200, Content_Length="", Transfer_Encoding="chunked")
+        for _ in range(3):
+            handler.wfile.write(b"f4240\r\n" + b"x" * 1_000_000 + b"\r\n")
+
+    web.routes["/teacher.pth"] = endless
+    with pytest.raises(UserError, match="does not end"):
+        get(web, tmp_path)
+    assert nothing_left(tmp_path)
+
+
 def test_a_connection_that_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "BACKOFF", 0.01)
     with socket.socket() as taken:
