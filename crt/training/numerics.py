@@ -35,6 +35,8 @@ def start_fabric(runtime: Runtime) -> Fabric:
     """
     device = choose_device(runtime.device)
     torch.use_deterministic_algorithms(device.type == "cpu")
+    # It would fill every new tensor with NaN, to show errors in operators: 10 % of a small network's step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = device.type == "cuda"
     fabric = Fabric(
         accelerator=device.type,
