@@ -152,10 +152,11 @@ def test_bfloat16_votes_nearly_as_float32() -> None:
     assert sum(coarse) == 640
 
 
-def test_cpu_batches_shrink_with_the_image() -> None:
-    assert counter(None).batch_size == 64
-    small = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert VoteCounter(small, torch.Size([3, 224, 224]), 0.5, CPU, "float32", None).batch_size == 1
+@pytest.mark.parametrize(("side", "batch_size"), [(8, 512), (32, 64), (64, 16), (224, 8)])
+def test_cpu_batches_shrink_with_the_image(side: int, batch_size: int) -> None:
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    votes = VoteCounter(network, torch.Size([3, side, side]), 0.5, CPU, "float32", None)
+    assert votes.batch_size == batch_size
 
 
 @pytest.mark.parametrize(
