@@ -18,11 +18,6 @@ def lower_bound(k: int, n: int, alpha: float) -> float:
     return float(beta.ppf(alpha, k, n - k + 1)) if k > 0 else 0.0
 
 
-def upper_bound(k: int, n: int, alpha: float) -> float:
-    """One-sided Clopper-Pearson bound: P(upper_bound(K, n, alpha) < p) <= alpha for K ~ Binomial(n, p)."""
-    return float(beta.ppf(1 - alpha, k + 1, n - k)) if k < n else 1.0
-
-
 def radius(p_lower: float, sigma: float) -> float:
     """l2 radius in which a class of probability >= p_lower stays on top (Cohen et al. 2019, theorem 1, p_B = 1 - p_A)."""
     return float(sigma * ndtri(p_lower))

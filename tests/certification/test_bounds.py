@@ -34,12 +34,6 @@ def test_lower_bound_is_where_so_many_votes_get_rare(kn: tuple[int, int], alpha:
         assert p == pytest.approx(reference, rel=1e-9)
 
 
-@given(votes(), ALPHAS)
-def test_upper_bound_mirrors_lower_bound(kn: tuple[int, int], alpha: float) -> None:
-    k, n = kn
-    assert bounds.upper_bound(k, n, alpha) == pytest.approx(1 - bounds.lower_bound(n - k, n, alpha), abs=1e-9)
-
-
 @given(votes(), ALPHAS, ALPHAS)
 def test_lower_bound_is_monotone(kn: tuple[int, int], alpha: float, other: float) -> None:
     k, n = kn
@@ -55,8 +49,6 @@ def test_lower_bound_is_monotone(kn: tuple[int, int], alpha: float, other: float
 @given(st.integers(1, 100_000), ALPHAS)
 def test_all_votes(n: int, alpha: float) -> None:
     assert bounds.lower_bound(n, n, alpha) == pytest.approx(alpha ** (1 / n), rel=1e-12)
-    assert bounds.upper_bound(n, n, alpha) == 1
-    assert bounds.upper_bound(0, n, alpha) == pytest.approx(1 - alpha ** (1 / n), abs=1e-12)
 
 
 @given(ALPHAS)
