@@ -112,8 +112,10 @@ class Batches:
         """Images by their number in the concatenated drops, read in the order in which they lie on disk."""
         out = np.empty((len(index), *self._stores[0].images.shape[1:]), np.uint8)
         drop = np.searchsorted(self._starts, index, side="right") - 1
-        for i in np.argsort(index):
-            out[i] = self._stores[drop[i]].images[index[i] - self._starts[drop[i]]]
+        for d in np.unique(drop):
+            rows = np.flatnonzero(drop == d)
+            rows = rows[np.argsort(index[rows])]
+            out[rows] = self._stores[d].images[index[rows] - self._starts[d]]
         images = torch.from_numpy(out)
         return images.pin_memory() if self._device.type == "cuda" else images
 
