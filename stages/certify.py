@@ -33,10 +33,9 @@ def main(config: Config) -> None:
 
 
 def certify(config: Config, folder: Path, out: Path) -> None:
-    from crt.models.checkpoint import load_model, model_fingerprint
-
     from crt.certification.run import Settings, certify_store
     from crt.data.store import open_store
+    from crt.models.checkpoint import load_model, model_fingerprint
 
     model, info = load_model(folder)
     c = config.certify
