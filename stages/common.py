@@ -17,6 +17,10 @@ except ModuleNotFoundError as error:
         f"{error}: activate the project's environment first (`source .venv/bin/activate`, or use `make`)"
     )
 
+# Read when torch is loaded. Threads that spin while they wait starve each other where other programs compute on the
+# same cores: a training step took 50 times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 def run(stage: Callable[[Config], None]) -> None:
     """Run a stage on the validated params.yaml; a user's mistake or a full disk ends in one sentence and status 1."""
