@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -87,12 +87,25 @@ def predict(
     alpha: Annotated[float, typer.Option(help="Chance of a false certificate")] = 0.001,
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the noise")] = 0,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "int8"], typer.Option(help="The one that it was certified in")
+    ] = "float32",
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object per line")] = False,
 ) -> None:
     """Classify image files: class or abstention, and the certified l2 radius."""
     from crt.commands.predict import predict as run
 
-    run(images, model, n0=n0, n=n, alpha=alpha, device=device, seed=seed, json_lines=json_lines)
+    run(
+        images,
+        model,
+        n0=n0,
+        n=n,
+        alpha=alpha,
+        device=device,
+        seed=seed,
+        precision=precision,
+        json_lines=json_lines,
+    )
 
 
 @app.command()

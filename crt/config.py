@@ -242,6 +242,7 @@ class Certify(Section):
     max_images: Count | None  # at most so many; null: all
     skip_misclassified: bool  # spend no estimation draws where the selected class is not the label
     allow_sigma_mismatch: bool  # certify a model that was trained with another sigma
+    precision: Literal["float32", "bfloat16", "int8"]  # of the certified network, and so of the deployed one
     batch_size: Count | None  # noisy images per forward pass; null: chosen from memory
 
     @model_validator(mode="after")

@@ -51,7 +51,7 @@ def certify(config: Config, folder: Path, out: Path) -> None:
         max_images=c.max_images,
         skip_misclassified=c.skip_misclassified,
         allow_sigma_mismatch=c.allow_sigma_mismatch,
-        precision=config.runtime.precision,
+        precision=c.precision,
         compile=config.runtime.compile,
         device=config.runtime.device,
         batch_size=c.batch_size,

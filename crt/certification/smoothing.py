@@ -14,6 +14,7 @@ from crt.certification.certificate import Certificate
 from crt.certification.procedures import Procedure, certify, estimate_adaptive, estimate_exact, predict
 from crt.certification.votes import Precision, VoteCounter, certified_network, run_procedures
 from crt.errors import UserError
+from crt.models.fold import fold_batchnorm
 
 
 class SmoothedClassifier:
@@ -66,8 +67,9 @@ class SmoothedClassifier:
             estimate = partial(estimate_adaptive, bounds.stopping_table(radii, sigma, n, alpha))
         self._certify = partial(certify, n0, estimate)
         self._device = torch.device(device)
-        self._network = certified_network(model, self._device, precision, compile)
+        self._model = fold_batchnorm(model)
         self._precision: Precision = precision
+        self._compile = compile
         self._batch_size = batch_size
         self._counter: VoteCounter | None = None
 
@@ -98,8 +100,11 @@ class SmoothedClassifier:
         for first in checked:
             shape = first[1].shape
             if self._counter is None or self._counter.shape != shape:
+                network = certified_network(
+                    self._model, shape, self.sigma, self._device, self._precision, self._compile
+                )
                 self._counter = VoteCounter(
-                    self._network, shape, self.sigma, self._device, self._precision, self._batch_size
+                    network, shape, self.sigma, self._device, self._precision, self._batch_size
                 )
             yield from run_procedures(self._counter, chain([first], checked), self.seed)
 

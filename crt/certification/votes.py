@@ -15,10 +15,14 @@ from torch import Tensor, nn
 from crt.certification.noise import BLOCK, fill_block, image_key
 from crt.certification.procedures import Draws, Procedure
 from crt.errors import UserError
-from crt.models.fold import fold_batchnorm
+from crt.models.int8 import quantize
 
-Precision = Literal["float32", "bfloat16"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Precision = Literal["float32", "bfloat16", "int8"]
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.float32,
+}  # of what the network takes
 BATCHES_PER_ROUND = 32  # a round ends in a partial batch: 32 full ones before it make that cost about 1.5 %
 
 
@@ -55,15 +59,28 @@ class Request(NamedTuple):
 
 
 def certified_network(
-    model: nn.Module, device: torch.device, precision: Precision, compile_network: bool
+    folded: nn.Module,
+    shape: torch.Size,
+    sigma: float,
+    device: torch.device,
+    precision: Precision,
+    compile_network: bool,
 ) -> nn.Module:
-    """The very function whose votes are counted: a folded copy of `model` in its precision and memory layout.
+    """The very function whose votes are counted: a network from `fold_batchnorm` in its precision and memory layout.
 
-    Precision, folding and compilation change logits in their last digits, so they are part of the classifier that is
-    certified, and the classifier to deploy.
+    Precision, folding and compilation change logits, so they are part of the classifier that is certified, and the
+    classifier to deploy. shape: [C, H, W] of the images; sigma: of their noise (both matter to int8 alone).
+
+    Raises:
+        UserError: the precision does not suit network, device or compilation.
     """
-    network = fold_batchnorm(model).to(device=device, dtype=DTYPES[precision])
-    network = network.to(memory_format=torch.channels_last)
+    if precision == "int8":
+        if device.type != "cpu":
+            raise UserError("precision int8 is for CPUs: set certify.precision to bfloat16 on other devices")
+        if compile_network:
+            raise UserError("precision int8 is not compiled: set runtime.compile to false")
+        folded = quantize(folded, shape, sigma)
+    network = folded.to(device=device, dtype=DTYPES[precision]).to(memory_format=torch.channels_last)
     return torch.compile(network, dynamic=False) if compile_network else network  # type: ignore[return-value]
 
 

@@ -6,8 +6,16 @@ from torch import Tensor, nn
 
 from crt.certification.noise import BLOCK, fill_block, image_key
 from crt.certification.procedures import Draws, Stage
-from crt.certification.votes import Request, VoteCounter, certified_network, resolve_device, run_procedures
+from crt.certification.votes import (
+    Precision,
+    Request,
+    VoteCounter,
+    certified_network,
+    resolve_device,
+    run_procedures,
+)
 from crt.errors import UserError
+from crt.models.fold import fold_batchnorm
 
 SHAPE = torch.Size([3, 8, 8])
 CPU = torch.device("cpu")
@@ -32,10 +40,17 @@ def images(count: int) -> list[Tensor]:
     return list(torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(1)))
 
 
-def counter(batch_size: int | None = 64, sigma: float = 0.5, network: nn.Module | None = None) -> VoteCounter:
-    return VoteCounter(
-        network or certified_network(Net(), CPU, "float32", False), SHAPE, sigma, CPU, "float32", batch_size
-    )
+def certified(model: nn.Module, precision: Precision = "float32", compiled: bool = False) -> nn.Module:
+    return certified_network(fold_batchnorm(model), SHAPE, 0.5, CPU, precision, compiled)
+
+
+def counter(
+    batch_size: int | None = 64,
+    sigma: float = 0.5,
+    network: nn.Module | None = None,
+    precision: Precision = "float32",
+) -> VoteCounter:
+    return VoteCounter(network or certified(Net(), precision), SHAPE, sigma, CPU, precision, batch_size)
 
 
 def request(image: Tensor, start: int, stop: int, stage: Stage = Stage.ESTIMATION) -> Request:
@@ -139,14 +154,14 @@ def test_images_are_taken_only_when_there_is_room() -> None:
 def test_the_network_is_a_copy() -> None:
     model = Net().train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    counter(network=certified_network(model, CPU, "float32", False)).count(REQUESTS)
+    counter(network=certified(model)).count(REQUESTS)
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_bfloat16_votes_nearly_as_float32() -> None:
     fine = counter().count([request(images(1)[0], 0, 640)])[0]
-    half = VoteCounter(certified_network(Net(), CPU, "bfloat16", False), SHAPE, 0.5, CPU, "bfloat16", 64)
+    half = counter(precision="bfloat16")
     coarse = half.count([request(images(1)[0], 0, 640)])[0]
     assert sum(abs(a - b) for a, b in zip(fine, coarse, strict=True)) < 32
     assert sum(coarse) == 640
@@ -180,3 +195,19 @@ def test_a_missing_device() -> None:
             resolve_device("cuda")
         with pytest.raises(UserError, match="no GPU 3 here"):
             resolve_device("cuda:3")
+
+
+def test_int8_votes_nearly_as_float32_in_batches_of_any_size() -> None:
+    ask = [request(images(1)[0], 0, 640)]
+    fine, (coarse,) = counter().count(ask)[0], counter(precision="int8").count(ask)
+    assert sum(coarse) == 640
+    assert sum(abs(a - b) for a, b in zip(fine, coarse, strict=True)) < 32
+    assert counter(batch_size=7, precision="int8").count(ask) == [coarse]
+
+
+def test_what_int8_does_not_go_with() -> None:
+    folded = fold_batchnorm(Net())
+    with pytest.raises(UserError, match=r"int8 is for CPUs: set certify\.precision"):
+        certified_network(folded, SHAPE, 0.5, torch.device("cuda"), "int8", False)
+    with pytest.raises(UserError, match=r"set runtime\.compile to false"):
+        certified_network(folded, SHAPE, 0.5, CPU, "int8", True)
