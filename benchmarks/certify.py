@@ -11,6 +11,8 @@ to the end, which takes a day on a CPU; a run that was interrupted goes on where
 
 import argparse
 import csv
+import hashlib
+import json
 import os
 import platform
 import statistics
@@ -18,7 +20,6 @@ import time
 from bisect import bisect_left as bisect
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from crt.certification import bounds
-from crt.certification.certificate import Row
-from crt.certification.journal import Journal
-from crt.certification.procedures import certify, estimate_adaptive
-from crt.certification.run import Settings, certify_store, to_unit
+from crt.certification.procedures import Draws, Procedure, Stage, estimate_adaptive, top_class
+from crt.certification.run import to_unit
 from crt.certification.smoothing import SmoothedClassifier
-from crt.certification.votes import VoteCounter, certified_network, run_procedures
-from crt.data.store import Store, open_store
-from crt.evaluation.certificates import Certificates, read_certificates
+from crt.certification.votes import VoteCounter, certified_network, device_name, run_procedures
+from crt.data.store import open_store
 from crt.models.build import build_model
 from crt.models.checkpoint import load_model, model_fingerprint
 from crt.models.fold import fold_batchnorm
@@ -44,6 +42,7 @@ from crt.models.fold import fold_batchnorm
 ROOT = Path(__file__).resolve().parents[1]
 SIGMA = 0.25
 USUAL_BATCH = 1000
+N0, ALPHA = 100, 0.001
 SURE = 1e-6
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -156,96 +155,89 @@ def speed(args: argparse.Namespace) -> None:
 def adaptive(args: argparse.Namespace) -> None:
     model, info = load_model(args.model)
     store = open_store(args.images)
-    settings = Settings(
-        sigma=info.sigma,
-        mode="adaptive",
-        n0=100,
-        n=args.n,
-        alpha=0.001,
-        radii=tuple(args.radii),
-        seed=0,
-        stride=max(len(store) // args.count, 1),
-        max_images=args.count,
-        skip_misclassified=True,
-        allow_sigma_mismatch=False,
-        precision=args.precision,
-        compile=False,
-        device=args.device,
-        batch_size=None,
+    stride = max(len(store) // args.count, 1)
+    images = list(range(len(store)))[::stride][: args.count]
+    device, shape = torch.device(args.device), to_unit(store.images[0]).shape
+    network = certified_network(
+        fold_batchnorm(model), shape, info.sigma, device, args.precision, compile_network=False
     )
-    fingerprint, out = model_fingerprint(args.model), args.work / "adaptive.tsv"
-    certify_store(model, info, fingerprint, store, settings, out, args.work / "unfinished")
-    table = read_certificates(out)
-    exact = exact_radii(model, store, table, settings, Journal(args.work, table.settings, 0))
-
-    images, passes = len(table), table.settings["forward_passes"]
-    selected = int((table.status != "misclassified").sum())
-    shortcut = images * settings.n0 + selected * settings.n
-    rows = [
-        ["exact", f"{settings.n0 + settings.n}", "1.0"],
-        [
-            "exact, shortcut",
-            f"{shortcut / images:.0f}",
-            f"{images * (settings.n0 + settings.n) / shortcut:.1f}",
-        ],
-        [
-            "adaptive, shortcut",
-            f"{passes / images:.0f}",
-            f"{images * (settings.n0 + settings.n) / passes:.1f}",
-        ],
+    counter = VoteCounter(network, shape, info.sigma, device, args.precision, None)
+    table = bounds.stopping_table(args.radii, info.sigma, args.n, ALPHA)
+    facts = [
+        model_fingerprint(args.model),
+        store.fingerprint,
+        args.n,
+        args.radii,
+        args.precision,
+        str(device),
     ]
-    for row, right in zip(rows, (exact, exact, None), strict=True):
-        row += [f"{(table.right_at(r) if right is None else right >= r).mean():.1%}" for r in settings.radii]
-    lost = [int((exact >= r).sum() - table.right_at(r).sum()) for r in settings.radii]
+    decided = args.work / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.jsonl"
+    args.work.mkdir(parents=True, exist_ok=True)
+    found = {idx: row for idx, *row in map(json.loads, decided.open())} if decided.exists() else {}
+    left = [idx for idx in images if idx not in found]
+    sure = foreseen(table, args.n) if left else table
+    tasks = ((idx, to_unit(store.images[idx]), both(table, sure, int(store.labels[idx]))) for idx in left)
+    with decided.open("a", buffering=1) as file:
+        for idx, row, _ in tqdm(run_procedures(counter, tasks, seed=0), "certify", len(left), unit="image"):
+            file.write(json.dumps([idx, *row]) + "\n")
+            found[idx] = row
+
+    radii, passes = np.array([found[idx][:2] for idx in images]), sum(found[idx][2] for idx in images)
+    whole = len(images) * (N0 + args.n)
+    shortcut = len(images) * N0 + sum(found[idx][2] > N0 for idx in images) * args.n
+    modes = [("exact", whole, 1), ("exact, shortcut", shortcut, 1), ("adaptive, shortcut", passes, 0)]
+    rows = [
+        [mode, f"{spent / len(images):.0f}", f"{whole / spent:.1f}"]
+        + [f"{(radii[:, column] >= r).mean():.1%}" for r in args.radii]
+        for mode, spent, column in modes
+    ]
+    lost = [int((radii[:, 1] >= r).sum() - (radii[:, 0] >= r).sum()) for r in args.radii]
     rows.append(["images lost", "", "", *map(str, lost)])
     write(
         args.output / "certify_adaptive",
         "Adaptive against exact certification",
-        f"`{info.arch}` ({info.method}), sigma {info.sigma:g}, {images} test images (every {settings.stride}th), "
-        f"n0 = {settings.n0}, n = {settings.n:,}, alpha = {settings.alpha}; {settings.precision} on "
-        f"{table.settings['device']}, torch {torch.__version__}. Both modes see the same draws; exact mode's "
-        f"end where the rest changes an answer at these radii with probability below {SURE:g} per look.",
+        f"`{info.arch}` ({info.method}), sigma {info.sigma:g}, {len(images)} test images (every {stride}th), n0 = {N0}, "
+        f"n = {args.n:,}, alpha = {ALPHA}; {args.precision} on {device_name(device)}, torch {torch.__version__}. "
+        "Both modes see the same draws; exact mode's end where the rest changes an answer at these radii with probability "
+        f"below {SURE:g} per look.",
         [
             "mode",
             "passes per image",
             "fewer than exact",
-            *(f"certified at {radius:g}" for radius in settings.radii),
+            *(f"certified at {radius:g}" for radius in args.radii),
         ],
         rows,
     )
 
 
-def exact_radii(
-    model: nn.Module, store: Store, table: Certificates, settings: Settings, journal: Journal
-) -> np.ndarray:
-    """The largest reported radius that exact mode certifies for each image, -1: none; float [N].
-
-    From exact mode's own draws, which end when those that are left change the answer with probability below `SURE`.
-    Misclassified images are selected by the same draws in both modes.
-    """
-    device, shape = torch.device(settings.device), to_unit(store.images[0]).shape
-    network = certified_network(
-        fold_batchnorm(model), shape, settings.sigma, device, settings.precision, settings.compile
+def both(table: bounds.StoppingTable, sure: bounds.StoppingTable, label: int) -> Procedure:
+    """[largest radius by adaptive mode, by exact mode, passes of adaptive mode] of one image; a radius of -1: none is right."""
+    c = top_class((yield Draws(Stage.SELECTION, 0, N0)))
+    if c != label:
+        return [-1.0, -1.0, N0]
+    certificates, running = {}, {0: estimate_adaptive(table, c), 1: estimate_adaptive(sure, c)}
+    for estimate in running.values():
+        asked = next(estimate)  # the same for both, always: their looks are the same
+    while running:
+        votes = yield asked
+        for mode, estimate in list(running.items()):
+            try:
+                asked = estimate.send(votes)
+            except StopIteration as end:
+                certificates[mode] = end.value
+                del running[mode]
+    by_adaptive, by_exact = (
+        -1.0 if certificates[mode].status == "abstained" else certificates[mode].radius for mode in (0, 1)
     )
-    counter = VoteCounter(network, shape, settings.sigma, device, settings.precision, None)
-    estimate = partial(estimate_adaptive, foreseen(settings))
-    done = journal.read()
-    selected = [int(idx) for idx in table.idx[table.status != "misclassified"]]
-    left = [idx for idx in selected if idx not in done]
-    tasks = ((idx, to_unit(store.images[idx]), certify(settings.n0, estimate, None)) for idx in left)
-    found = journal.append(Row(*result) for result in run_procedures(counter, tasks, settings.seed))
-    done |= {row.idx: row for row in tqdm(found, "exact", len(left), unit="image")}
-    right = {idx: row.certificate.radius for idx, row in done.items() if row.correct(store.labels[idx])}
-    return np.array([right.get(int(idx), -1.0) for idx in table.idx])
+    return [by_adaptive, by_exact, N0 + certificates[0].n]
 
 
-def foreseen(settings: Settings) -> bounds.StoppingTable:
-    """A table that certifies or gives up a radius where exact mode is sure to, by all n draws, do the same.
+def foreseen(table: bounds.StoppingTable, n: int) -> bounds.StoppingTable:
+    """As `table`, but certifying and giving up a radius only where exact mode, by all its n draws, surely does the same.
 
     At each look, with k of exact mode's votes needed in the end: the probability is bounded from the votes so far
     (Clopper-Pearson, at level `SURE`), and so is the chance that the remaining draws bring the rest.
     """
-    n, ladder = settings.n, bounds.stopping_table(settings.radii, settings.sigma, settings.n, settings.alpha)
 
     def reached(votes: int, look: int, k: int) -> bool:
         p = bounds.lower_bound(votes, look, SURE)
@@ -256,12 +248,12 @@ def foreseen(settings: Settings) -> bounds.StoppingTable:
         return bool(binom.sf(k - votes - 1, n - look, p) > SURE)
 
     enough, futile = [], []
-    for p in ladder.p_lower:
-        k = bisect(range(n + 1), p, key=lambda votes: bounds.lower_bound(votes, n, settings.alpha))
-        looks = ladder.looks
+    for p in table.p_lower:
+        k = bisect(range(n + 1), p, key=lambda votes: bounds.lower_bound(votes, n, ALPHA))
+        looks = table.looks
         enough.append(tuple(bisect(range(m + 1), True, key=lambda v: reached(v, m, k)) for m in looks))
         futile.append(tuple(bisect(range(m + 1), True, key=lambda v: possible(v, m, k)) - 1 for m in looks))
-    return replace(ladder, enough=tuple(enough), futile=tuple(futile))
+    return replace(table, enough=tuple(enough), futile=tuple(futile))
 
 
 # output
@@ -318,9 +310,7 @@ def main() -> None:
     few.add_argument("--n", type=int, default=100_000)
     few.add_argument("--precision", default="float32", help="float32, bfloat16 or int8")
     few.add_argument("--radii", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75])
-    few.add_argument(
-        "--work", type=Path, default=ROOT / ".work" / "benchmark", help="certificates and unfinished work"
-    )
+    few.add_argument("--work", type=Path, default=ROOT / ".work" / "benchmark", help="for decided images")
     args = parser.parse_args()
     args.run(args)
 
