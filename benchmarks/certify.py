@@ -2,11 +2,13 @@
 
     python benchmarks/certify.py speed [--device cuda --variants float32,bfloat16+compile] [--rounds 7]
     python benchmarks/certify.py adaptive --model models/student --images prepared/test --count 500
+    python benchmarks/certify.py precisions --model models/student --images prepared/test
 
 `speed`: forward passes per second of exact certification, beside the loop that the field uses, in one process, by turns;
 ratios are of neighbours in time. The network is an untrained ResNet-20: speed does not depend on weights.
 `adaptive`: both modes on the same images with a trained model. Exact mode draws until its answers at the radii are sure, not
-to the end, which takes a day on a CPU; a run that was interrupted goes on where it was. Run both on a quiet machine.
+to the end, which takes a day on a CPU; a run that was interrupted goes on where it was.
+`precisions`: what float32, bfloat16 and int8 make of the same noise. Run all on a quiet machine.
 """
 
 import argparse
@@ -30,10 +32,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from crt.certification import bounds
+from crt.certification.noise import image_key
 from crt.certification.procedures import Draws, Procedure, Stage, estimate_adaptive, top_class
 from crt.certification.run import to_unit
 from crt.certification.smoothing import SmoothedClassifier
-from crt.certification.votes import VoteCounter, certified_network, device_name, run_procedures
+from crt.certification.votes import Request, VoteCounter, certified_network, device_name, run_procedures
 from crt.data.store import open_store
 from crt.models.build import build_model
 from crt.models.checkpoint import load_model, model_fingerprint
@@ -107,10 +110,8 @@ def speed(args: argparse.Namespace) -> None:
         ours[variant] = (lambda s=smoothed: s.certify(image[None]), args.n + 100)
     # torch has no public product of int8 matrices: int8 is held to float32's.
     peak_of = {v: v.split("+")[0].replace("int8", "float32") for v in ours}
-    precisions = {"float32", *peak_of.values()}
-    matrices = {
-        p: torch.rand(args.matrix, args.matrix, device=device).to(DTYPES[p]) for p in sorted(precisions)
-    }
+    kinds = {"float32", *peak_of.values()}
+    matrices = {p: torch.rand(args.matrix, args.matrix, device=device).to(DTYPES[p]) for p in sorted(kinds)}
     products = {
         f"matrix product, {p}": (lambda m=m: [m @ m for _ in range(4)], 4 * 2 * args.matrix**3)
         for p, m in matrices.items()
@@ -137,7 +138,7 @@ def speed(args: argparse.Namespace) -> None:
         label = f"crt, {name}" if name in ours else name
         share = medians[name] * flops / peak
         rows.append([label, f"{medians[name]:.0f}", f"{to_usual:.2f}", f"{to_best:.2f}", f"{share:.0%}"])
-    peaks = ", ".join(f"{p} {medians[f'matrix product, {p}'] / 1e9:.0f} GFLOP/s" for p in sorted(precisions))
+    peaks = ", ".join(f"{p} {medians[f'matrix product, {p}'] / 1e9:.0f} GFLOP/s" for p in sorted(kinds))
     write(
         args.output / "certify",
         "Speed of exact certification",
@@ -256,6 +257,44 @@ def foreseen(table: bounds.StoppingTable, n: int) -> bounds.StoppingTable:
     return replace(table, enough=tuple(enough), futile=tuple(futile))
 
 
+# precisions
+
+
+def precisions(args: argparse.Namespace) -> None:
+    model, info = load_model(args.model)
+    store = open_store(args.images)
+    idxs = range(len(store))[:: max(len(store) // args.count, 1)][: args.count]
+    images = [to_unit(store.images[idx]) for idx in idxs]
+    labels = np.array([store.labels[idx] for idx in idxs])
+    device, shape, folded = torch.device(args.device), images[0].shape, fold_batchnorm(model)
+    requests = [
+        Request(image.to(device), image_key(image, 0), Draws(Stage.SELECTION, 0, args.n)) for image in images
+    ]
+    votes: dict[str, np.ndarray] = {}
+    for precision in args.precisions.split(","):
+        network = certified_network(folded, shape, info.sigma, device, precision, compile_network=False)
+        counter = VoteCounter(network, shape, info.sigma, device, precision, None)
+        votes[precision] = np.array(counter.count(requests))
+    first = next(iter(votes.values()))
+    rows = [
+        [
+            precision,
+            f"{(found.argmax(1) == labels).mean():.1%}",
+            f"{found[np.arange(len(labels)), labels].sum() / found.sum():.1%}",
+            f"{np.abs(found - first).sum() / 2 / found.sum():.1%}",
+        ]
+        for precision, found in votes.items()
+    ]
+    write(
+        args.output / "certify_precisions",
+        "The same network in other precisions",
+        f"`{info.arch}` ({info.method}), sigma {info.sigma:g}, {len(images)} test images, {args.n} votes each on the same "
+        f"noise; {device_name(device)}, torch {torch.__version__}.",
+        ["precision", "smoothed accuracy", "accuracy under noise", "votes that differ from the first"],
+        rows,
+    )
+
+
 # output
 
 
@@ -311,6 +350,13 @@ def main() -> None:
     few.add_argument("--precision", default="float32", help="float32, bfloat16 or int8")
     few.add_argument("--radii", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75])
     few.add_argument("--work", type=Path, default=ROOT / ".work" / "benchmark", help="for decided images")
+    same = commands.add_parser("precisions")
+    same.set_defaults(run=precisions)
+    same.add_argument("--model", type=Path, required=True, help="a model folder")
+    same.add_argument("--images", type=Path, required=True, help="a prepared test set")
+    same.add_argument("--count", type=int, default=500)
+    same.add_argument("--n", type=int, default=100, help="votes per image")
+    same.add_argument("--precisions", default="float32,int8", help="separated by commas")
     args = parser.parse_args()
     args.run(args)
 
