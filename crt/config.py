@@ -306,6 +306,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _arch_args_are_of_the_arch(self) -> "Config":
+        option, student = self.networks.get(self.student.key), self.student
+        if option is not None and option.arch != student.arch and student.arch_args == option.arch_args != {}:
+            raise ValueError(
+                f"student.arch is {student.arch} but student.arch_args are those of {option.arch}: "
+                "set student.arch_args too ({} for the network as it is)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _margins_name_reported_radii(self) -> "Config":
         for key in self.gate.margins:
             if key not in [str(radius) for radius in self.certify.radii]:

@@ -84,6 +84,7 @@ def test_the_schema_has_no_defaults_and_changes_no_value(raw):
         ("runtime.device", "gpu", "runtime.device"),
         ("runtime.precision", "float16", "runtime.precision"),
         ("student.warmup_epochs", 400, "warmup_epochs"),
+        ("student.arch", "resnet26", "set student.arch_args too"),
     ],
 )
 def test_a_wrong_value_ends_in_one_sentence_that_names_it(raw, path, value, said):

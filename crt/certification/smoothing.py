@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from crt.certification import bounds
 from crt.certification.certificate import Certificate
 from crt.certification.procedures import Procedure, certify, estimate_adaptive, estimate_exact, predict
-from crt.certification.votes import Precision, VoteCounter, certified_network, run_procedures
+from crt.certification.votes import (
+    DTYPES,
+    Precision,
+    VoteCounter,
+    certified_network,
+    resolve_device,
+    run_procedures,
+)
 from crt.errors import UserError
 from crt.models.fold import fold_batchnorm
 
@@ -66,7 +73,9 @@ class SmoothedClassifier:
         else:
             estimate = partial(estimate_adaptive, bounds.stopping_table(radii, sigma, n, alpha))
         self._certify = partial(certify, n0, estimate)
-        self._device = torch.device(device)
+        if precision not in DTYPES:
+            raise UserError(f"precision is {precision!r}: choose one of {', '.join(DTYPES)}")
+        self._device = resolve_device(device) if isinstance(device, str) else device
         self._model = fold_batchnorm(model)
         self._precision: Precision = precision
         self._compile = compile
@@ -115,6 +124,8 @@ def check_image(image: Tensor, place: int) -> Tensor:
     Raises:
         UserError: it is not.
     """
+    if not isinstance(image, Tensor):
+        raise UserError(f"image {place} is a {type(image).__name__}: give a torch tensor, float [B, C, H, W]")
     if image.ndim != 3 or not image.is_floating_point():
         raise UserError(
             f"image {place} is {image.dtype} {list(image.shape)}: give float images [B, C, H, W], for stored bytes divided by 255"

@@ -27,7 +27,7 @@ BATCHES_PER_ROUND = 32  # a round ends in a partial batch: 32 full ones before i
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that runtime.device names; under torchrun each process has its own GPU.
+    """The device that runtime.device (or --device) names; under torchrun each process has its own GPU.
 
     Raises:
         UserError: there is none such.
@@ -35,11 +35,18 @@ def resolve_device(name: str) -> torch.device:
     gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if name == "auto":
         return torch.device(gpu if torch.cuda.is_available() else "cpu")
-    device = torch.device(gpu if name == "cuda" else name)
+    try:
+        device = torch.device(gpu if name == "cuda" else name)
+    except RuntimeError:
+        raise UserError(
+            f"there is no device {name!r}: choose auto, cpu, mps, cuda or cuda:<number>"
+        ) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"there is no GPU {device.index or 0} here: set runtime.device to auto or cpu")
+        raise UserError(
+            f"there is no GPU {device.index or 0} here: set the device (runtime.device) to auto or cpu"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("there is no MPS device here: set runtime.device to auto or cpu")
+        raise UserError("there is no MPS device here: set the device (runtime.device) to auto or cpu")
     return device
 
 
@@ -117,7 +124,11 @@ class VoteCounter:
 
     @torch.inference_mode()
     def count(self, requests: list[Request]) -> list[list[int]]:
-        """Votes per class [K] for each request."""
+        """Votes per class [K] for each request.
+
+        Raises:
+            UserError: logits that are not finite have no class.
+        """
         sizes = torch.tensor([request.draws.stop - request.draws.start for request in requests])
         first_bin = torch.arange(len(requests)).mul_(self.num_classes).repeat_interleave(sizes)
         if self.device.type == "cuda":
@@ -125,11 +136,17 @@ class VoteCounter:
         first_bin = first_bin.to(self.device, non_blocking=True)
         counts = torch.zeros(len(requests) * self.num_classes, dtype=torch.int64, device=self.device)
         ones = torch.ones(self.batch_size, dtype=torch.int64, device=self.device)
-        done = 0
+        done, finite = 0, torch.ones((), dtype=torch.bool, device=self.device)
         for filled in self._batches(requests):
-            votes = self._forward(self._batch).argmax(dim=1)[:filled]
+            logits = self._forward(self._batch)
+            finite &= logits.isfinite().all()
+            votes = logits.argmax(dim=1)[:filled]
             counts.scatter_add_(0, first_bin[done : done + filled] + votes, ones[:filled])
             done += filled
+        if not finite:
+            raise UserError(
+                "the model returns logits that are not finite: look for NaN in its weights, or overflow in its precision"
+            )
         return counts.view(len(requests), self.num_classes).tolist()
 
     def _batches(self, requests: list[Request]) -> Iterator[int]:

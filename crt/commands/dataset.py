@@ -88,6 +88,14 @@ def leave_sample_remote(root: Path) -> None:
         set_remote(root, None)
 
 
+def show_next(root: Path) -> None:
+    """Print what is left to do once data/ has changed."""
+    print("next: `dvc repro`, then `git commit` data.dvc, conf/ and params.yaml with the results")
+    record = yaml.safe_load((root / "data.dvc").read_text(encoding="utf-8"))
+    if record["outs"][0].get("remote") is None and "(default)" not in dvc(root, "remote", "list"):
+        print("data/ is on this machine only: `dvc remote add -d NAME URL` and `dvc push` share it")
+
+
 def remove_prepared(root: Path, drops: Sequence[str]) -> None:
     """Remove what was prepared from other drops than these.
 

@@ -17,6 +17,7 @@ from crt.commands.dataset import (
     dvc,
     remove_prepared,
     set_remote,
+    show_next,
     unrecorded_files,
     write_dataset,
 )
@@ -94,6 +95,7 @@ def get_data(
     choose_preset(root, preset, preset)
     compose_params(root)
     _report(found)
+    show_next(root)
 
 
 def _write(
@@ -177,4 +179,3 @@ def _report(found: DataSet) -> None:
         )
     if found.skipped:
         print(f"left out: {len(found.skipped)} unreadable image(s): {first_ten(found.skipped)}")
-    print("next: `dvc repro`, then `git commit` data.dvc, conf/ and params.yaml with the results")

@@ -16,6 +16,7 @@ from crt.commands.dataset import (
     recorded_drops,
     remove_prepared,
     set_drops,
+    show_next,
     unrecorded_files,
 )
 from crt.config import Data
@@ -66,6 +67,7 @@ def ingest(source: Path, drop: str, root: Path = Path()) -> None:
     dvc(root, "add", f"data/train/{drop}", quiet=False)
     set_drops(root, [*(name for name in listed if name != drop), drop])
     _report(drop, summary)
+    show_next(root)
 
 
 def drop_data(drop: str, root: Path = Path()) -> None:
@@ -103,7 +105,7 @@ def drop_data(drop: str, root: Path = Path()) -> None:
     remove_prepared(root, left)
     set_drops(root, left)
     print(f"the drop {drop} is removed; left: {', '.join(left)}")
-    print("next: `dvc repro`, then `git commit` data.dvc, conf/ and params.yaml with the results")
+    show_next(root)
 
 
 def _pull_missing(root: Path) -> None:
@@ -152,4 +154,3 @@ def _report(drop: str, summary: dict[str, Any]) -> None:
     ):
         if summary[key]:
             print(f"  {summary[key]} {what}")
-    print("next: `dvc repro`, then `git commit` data.dvc, conf/ and params.yaml with the results")

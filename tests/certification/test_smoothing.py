@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import binom
@@ -221,3 +222,12 @@ def test_on_a_gpu(precision: str, compiled: bool) -> None:
             votes = [certificate.n_a for certificate in certificates]
         elif precision == "float32":
             assert votes == [certificate.n_a for certificate in certificates]
+
+
+def test_values_of_another_kind() -> None:
+    with pytest.raises(UserError, match="precision is 'float16': choose one of float32"):
+        SmoothedClassifier(HalfSpace(), 0.25, precision="float16")
+    with pytest.raises(UserError, match="there is no device 'foo'"):
+        SmoothedClassifier(HalfSpace(), 0.25, device="foo")
+    with pytest.raises(UserError, match="image 0 is a ndarray: give a torch tensor"):
+        SmoothedClassifier(HalfSpace(), 0.25).certify(np.zeros((1, 3, 4, 4)), None)

@@ -191,7 +191,7 @@ def test_a_missing_device() -> None:
     assert resolve_device("cpu") == CPU
     if not torch.cuda.is_available():
         assert resolve_device("auto") == CPU
-        with pytest.raises(UserError, match=r"no GPU 0 here: set runtime\.device"):
+        with pytest.raises(UserError, match=r"no GPU 0 here: set the device \(runtime\.device\)"):
             resolve_device("cuda")
         with pytest.raises(UserError, match="no GPU 3 here"):
             resolve_device("cuda:3")
@@ -211,3 +211,16 @@ def test_what_int8_does_not_go_with() -> None:
         certified_network(folded, SHAPE, 0.5, torch.device("cuda"), "int8", False)
     with pytest.raises(UserError, match=r"set runtime\.compile to false"):
         certified_network(folded, SHAPE, 0.5, CPU, "int8", True)
+
+
+def test_a_device_that_does_not_exist() -> None:
+    with pytest.raises(UserError, match="there is no device 'foo': choose auto, cpu"):
+        resolve_device("foo")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_have_no_class(value: float) -> None:
+    model = Net()
+    model.head.bias.data[3] = value
+    with pytest.raises(UserError, match="logits that are not finite"):
+        counter(network=certified(model)).count(REQUESTS)
