@@ -36,8 +36,16 @@ from crt.certification.noise import image_key
 from crt.certification.procedures import Draws, Procedure, Stage, estimate_adaptive, top_class
 from crt.certification.run import to_unit
 from crt.certification.smoothing import SmoothedClassifier
-from crt.certification.votes import Request, VoteCounter, certified_network, device_name, run_procedures
-from crt.data.store import open_store
+from crt.certification.votes import (
+    DTYPES,
+    Precision,
+    Request,
+    VoteCounter,
+    certified_network,
+    device_name,
+    run_procedures,
+)
+from crt.data.store import Store, open_store
 from crt.models.build import build_model
 from crt.models.checkpoint import load_model, model_fingerprint
 from crt.models.fold import fold_batchnorm
@@ -47,7 +55,6 @@ SIGMA = 0.25
 USUAL_BATCH = 1000
 N0, ALPHA = 100, 0.001
 SURE = 1e-6
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 # speed
@@ -156,13 +163,8 @@ def speed(args: argparse.Namespace) -> None:
 def adaptive(args: argparse.Namespace) -> None:
     model, info = load_model(args.model)
     store = open_store(args.images)
-    stride = max(len(store) // args.count, 1)
-    images = list(range(len(store)))[::stride][: args.count]
-    device, shape = torch.device(args.device), to_unit(store.images[0]).shape
-    network = certified_network(
-        fold_batchnorm(model), shape, info.sigma, device, args.precision, compile_network=False
-    )
-    counter = VoteCounter(network, shape, info.sigma, device, args.precision, None)
+    images, device = chosen(store, args.count), torch.device(args.device)
+    counter = vote_counter(fold_batchnorm(model), store, info.sigma, device, args.precision)
     table = bounds.stopping_table(args.radii, info.sigma, args.n, ALPHA)
     facts = [
         model_fingerprint(args.model),
@@ -197,7 +199,7 @@ def adaptive(args: argparse.Namespace) -> None:
     write(
         args.output / "certify_adaptive",
         "Adaptive against exact certification",
-        f"`{info.arch}` ({info.method}), sigma {info.sigma:g}, {len(images)} test images (every {stride}th), n0 = {N0}, "
+        f"`{info.arch}` ({info.method}), sigma {info.sigma:g}, {len(images)} test images (every {images.step}th), n0 = {N0}, "
         f"n = {args.n:,}, alpha = {ALPHA}; {args.precision} on {device_name(device)}, torch {torch.__version__}. "
         "Both modes see the same draws; exact mode's end where the rest changes an answer at these radii with probability "
         f"below {SURE:g} per look.",
@@ -263,17 +265,16 @@ def foreseen(table: bounds.StoppingTable, n: int) -> bounds.StoppingTable:
 def precisions(args: argparse.Namespace) -> None:
     model, info = load_model(args.model)
     store = open_store(args.images)
-    idxs = range(len(store))[:: max(len(store) // args.count, 1)][: args.count]
+    idxs = chosen(store, args.count)
     images = [to_unit(store.images[idx]) for idx in idxs]
     labels = np.array([store.labels[idx] for idx in idxs])
-    device, shape, folded = torch.device(args.device), images[0].shape, fold_batchnorm(model)
+    device, folded = torch.device(args.device), fold_batchnorm(model)
     requests = [
         Request(image.to(device), image_key(image, 0), Draws(Stage.SELECTION, 0, args.n)) for image in images
     ]
     votes: dict[str, np.ndarray] = {}
     for precision in args.precisions.split(","):
-        network = certified_network(folded, shape, info.sigma, device, precision, compile_network=False)
-        counter = VoteCounter(network, shape, info.sigma, device, precision, None)
+        counter = vote_counter(folded, store, info.sigma, device, precision)
         votes[precision] = np.array(counter.count(requests))
     first = next(iter(votes.values()))
     rows = [
@@ -293,6 +294,22 @@ def precisions(args: argparse.Namespace) -> None:
         ["precision", "smoothed accuracy", "accuracy under noise", "votes that differ from the first"],
         rows,
     )
+
+
+# both of them
+
+
+def chosen(store: Store, count: int) -> range:
+    """Places of `count` images, evenly over the store."""
+    return range(len(store))[:: max(len(store) // count, 1)][:count]
+
+
+def vote_counter(
+    folded: nn.Module, store: Store, sigma: float, device: torch.device, precision: Precision
+) -> VoteCounter:
+    shape = to_unit(store.images[0]).shape
+    network = certified_network(folded, shape, sigma, device, precision, compile_network=False)
+    return VoteCounter(network, shape, sigma, device, precision, None)
 
 
 # output
