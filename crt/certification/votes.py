@@ -18,11 +18,8 @@ from crt.errors import UserError
 from crt.models.int8 import quantize
 
 Precision = Literal["float32", "bfloat16", "int8"]
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "int8": torch.float32,
-}  # of what the network takes
+# Of what the network takes.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 BATCHES_PER_ROUND = 32  # a round ends in a partial batch: 32 full ones before it make that cost about 1.5 %
 
 

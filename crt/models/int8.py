@@ -5,6 +5,7 @@ with one scale per output channel, sums in int32, bias and everything that is no
 bits: processors without VNNI add products in pairs in 16 bits, and 2 * 255 * 63 is the most that fits.
 """
 
+import math
 import operator
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ class Scale(NamedTuple):
 
     @staticmethod
     def of(low: float, high: float) -> "Scale":
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise UserError("the model computes values that are not finite: look for NaN in its weights")
         low, high = min(low, 0.0), max(high, 0.0)
         step = max((high - low) / ACTIVATION_LEVELS, 1e-12)
         return Scale(step, round(-low / step))
@@ -112,7 +115,6 @@ class _Ranges(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.scales: dict[fx.Node, Scale] = {}
         self.shapes: dict[fx.Node, torch.Size] = {}
         self._ranges: dict[fx.Node, tuple[float, float]] = {}
 
@@ -122,8 +124,11 @@ class _Ranges(fx.Interpreter):
             low, high = (float(v) for v in value.aminmax())
             old = self._ranges.get(n, (low, high))
             self._ranges[n] = min(low, old[0]), max(high, old[1])
-            self.scales[n], self.shapes[n] = Scale.of(*self._ranges[n]), value.shape
+            self.shapes[n] = value.shape
         return value
+
+    def scale(self, node: fx.Node) -> Scale:
+        return Scale.of(*self._ranges[node])
 
 
 def calibration_images(shape: torch.Size, sigma: float) -> Tensor:
@@ -191,12 +196,12 @@ def _rewrite(module: fx.GraphModule, fusions: list[_Fused], ranges: _Ranges) -> 
 
     def as_float(node: fx.Node) -> fx.Node:
         if node not in floats:
-            floats[node] = call(Dequantize(ranges.scales[node]), integers[node])
+            floats[node] = call(Dequantize(ranges.scale(node)), integers[node])
         return floats[node]
 
     def as_integer(node: fx.Node) -> fx.Node:
         if node not in integers:
-            integers[node] = call(Quantize(ranges.scales[node]), floats[node])
+            integers[node] = call(Quantize(ranges.scale(node)), floats[node])
         return integers[node]
 
     for node in module.graph.nodes:
@@ -210,14 +215,14 @@ def _rewrite(module: fx.GraphModule, fusions: list[_Fused], ranges: _Ranges) -> 
         assert isinstance(source, fx.Node)
         conv, summand = module.get_submodule(str(fused.conv.target)), fused.summand
         assert isinstance(conv, nn.Conv2d)
-        out = ranges.scales[node] if summand is not None or node in wanted else None
+        out = ranges.scale(node) if summand is not None or node in wanted else None
         new = Convolution(
             conv,
             ranges.shapes[source],
-            ranges.scales[source],
+            ranges.scale(source),
             out,
             fused.relu,
-            None if summand is None else ranges.scales[summand],
+            None if summand is None else ranges.scale(summand),
         )
         inputs = [as_integer(source)]
         if summand is not None:
@@ -233,9 +238,7 @@ def _rewrite(module: fx.GraphModule, fusions: list[_Fused], ranges: _Ranges) -> 
 def _fusions(module: fx.GraphModule) -> list[_Fused]:
     """Every convolution, with the sum and the ReLU that directly follow it and need nothing else of it."""
     found, taken = list[_Fused](), set[fx.Node]()
-    for node in reversed(
-        module.graph.nodes
-    ):  # of two convolutions that are added, the later one takes the sum
+    for node in reversed(module.graph.nodes):  # of two that are added, the later one takes the sum
         if node.op != "call_module" or not _is_convolution(module.get_submodule(str(node.target))):
             continue
         nodes, summand = [node], None

@@ -188,3 +188,10 @@ def test_torch_without_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with pytest.raises(UserError, match="choose float32 on this machine"):
         quantize(fold_batchnorm(Twisted()), SHAPE, 0.25)
+
+
+def test_a_network_with_nan() -> None:
+    folded = fold_batchnorm(Twisted())
+    folded.get_submodule("one.0").weight.data[0] = float("nan")
+    with pytest.raises(UserError, match="values that are not finite"):
+        quantize(folded, SHAPE, 0.25)
