@@ -229,6 +229,12 @@ class Network(Section):
 class Student(Recipe):
     """The network that is trained at every retraining."""
 
+    init: (
+        str | None
+    )  # a model reference: the release whose weights training starts from; null: random weights
+    init_epochs: Count  # epochs of training that starts from them, without warm-up
+    init_lr: Positive  # its first learning rate
+
 
 class Certify(Section):
     """Randomized smoothing's certification (Cohen et al. 2019, section 3.2.2)."""

@@ -1,10 +1,9 @@
 """Stage: certify a model on the test set by randomized smoothing."""
 
-import json
 import sys
 from pathlib import Path
 
-from common import run, work_dir
+from common import is_pinned, run, work_dir
 
 from crt.config import Config
 
@@ -12,7 +11,7 @@ from crt.config import Config
 def main(config: Config) -> None:
     role = sys.argv[1]
     folder, out = Path("models") / role, Path("certificates") / f"{role}.tsv"
-    if json.loads((folder / "model.json").read_text(encoding="utf-8")).get("pinned") is False:
+    if not is_pinned(folder):
         from crt.certification.table import write_unpinned
 
         write_unpinned(out)

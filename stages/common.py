@@ -40,6 +40,12 @@ def root() -> Path:
     return Path(os.environ.get("DVC_ROOT", "."))
 
 
+def is_pinned(folder: Path) -> bool:
+    """Whether `folder` holds a model, and not the note that none is pinned."""
+    note = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    return note.get("pinned") is not False
+
+
 def work_dir(stage: str, *parts: Any) -> Path:
     """The folder for a stage's resume files: `$DVC_ROOT/.work/<stage>-<fingerprint>`.
 

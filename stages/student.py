@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common import run, work_dir
+from common import is_pinned, run, work_dir
 
 from crt.config import Config
 from crt.data.store import open_store
@@ -12,7 +12,7 @@ from crt.training.fit import Files, fit
 
 def main(config: Config) -> None:
     drops = [Path("prepared/train") / drop for drop in config.data.drops]
-    teacher = Path("models/teacher")
+    teacher, init = Path("models/teacher"), Path("models/init")
     work = work_dir(
         "student",
         config.student.model_dump(),
@@ -23,11 +23,21 @@ def main(config: Config) -> None:
         config.runtime.model_dump(),
         [open_store(drop).fingerprint for drop in drops],
         model_fingerprint(teacher),
+        model_fingerprint(init) if is_pinned(init) else None,
     )
     files = Files(
         Path("models/student"), Path("results/student/training.tsv"), Path("results/student.json"), work
     )
-    fit("student", config, config.student, config.method, drops, teacher, files)
+    fit(
+        "student",
+        config,
+        config.student,
+        config.method,
+        drops,
+        teacher,
+        files,
+        init if is_pinned(init) else None,
+    )
 
 
 if __name__ == "__main__":

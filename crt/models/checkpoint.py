@@ -28,7 +28,8 @@ class ModelInfo:
     image_size: pixels; mean, std: per channel, of [0,1] pixels; resize: how images were brought to that size;
     sigma: the training noise's standard deviation, [0,1] pixel units; the fingerprints name the data (`unknown` for a
     published model) and the teacher (None: trained without one); seed: None if unknown; versions: of the packages that
-    trained it; source: for a fetched model, its reference, SHA-256 and what it was recognised as.
+    trained it; source: for a fetched model, its reference, SHA-256 and what it was recognised as;
+    init_fingerprint: of the model whose weights training started from (None: random ones).
     """
 
     format: int
@@ -47,6 +48,7 @@ class ModelInfo:
     seed: int | None
     versions: dict[str, str]
     source: dict[str, str] | None = None
+    init_fingerprint: str | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -69,7 +71,7 @@ class ModelInfo:
                 "train the model again or use the version of crt that wrote it"
             )
         known = {field.name for field in fields(cls)}
-        needed = known - {"source"}
+        needed = known - {"source", "init_fingerprint"}
         if not needed <= set(raw) <= known:
             raise UserError(
                 f"{source} lacks {sorted(needed - set(raw))} and has unknown {sorted(set(raw) - known)}: get it again"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from crt.config import Config, Method, Recipe
+from crt.config import Config, Method, Recipe, Student
 from crt.data.batches import Batches, derive_seed, mean_and_std
 from crt.data.files import write_text
 from crt.data.store import Store, open_store
 from crt.errors import UserError
 from crt.methods import build_method, needs_labels, takes_teacher
-from crt.models.build import build_model
+from crt.models.build import BaseClassifier, build_model
 from crt.models.checkpoint import (
     FORMAT,
     ModelInfo,
+    load_info,
     load_model,
     model_fingerprint,
     package_versions,
@@ -49,16 +51,19 @@ def fit(
     drops: Sequence[Path],
     teacher: Path | None,
     files: Files,
+    init: Path | None = None,
 ) -> None:
-    """Train `recipe`'s network by `method` on the prepared `drops`; `teacher` is a model folder.
+    """Train `recipe`'s network by `method` on the prepared `drops`; `teacher` and `init` are model folders.
 
     Writes the model folder, the log of the epochs (TSV) and the results (JSON): the last epoch's means over the
-    training batches, the seconds, images per second, number of parameters and of epochs.
+    training batches, the seconds, images per second, number of parameters and of epochs, and whether it started from
+    `init`'s weights.
 
-    A teacher is of no use to some methods, and then left alone.
+    A teacher is of no use to some methods, and then left alone. So is an `init` of another architecture, which
+    standard error says: then training starts from random weights, as without.
 
     Raises:
-        UserError: drops or teacher are missing, do not fit each other or the parameters, or the loss is not finite.
+        UserError: drops, teacher or init are missing, do not fit each other or the parameters, or the loss is not finite.
     """
     stores = [open_store(drop) for drop in drops]
     _check_same(stores)
@@ -70,11 +75,17 @@ def fit(
 
     settings = method.model_dump(exclude={"name"})
     train_method = build_method(method.name, settings, teacher_model)
-    mean, std = mean_and_std(stores)
-    torch.manual_seed(derive_seed(config.seed, "weights"))
-    model = build_model(
-        recipe.arch, recipe.arch_args, len(first.classes), first.channels, first.image_size, mean, std
-    )
+    start = None if init is None else _load_init(init, recipe, first, config.sigma)
+    if start is None:
+        mean, std = mean_and_std(stores)
+        torch.manual_seed(derive_seed(config.seed, "weights"))
+        model = build_model(
+            recipe.arch, recipe.arch_args, len(first.classes), first.channels, first.image_size, mean, std
+        )
+    else:
+        model, start_info = start
+        mean, std = start_info.mean, start_info.std  # a part of the function that its weights were made for
+        recipe = _shortened(recipe)
     batches = Batches(
         stores,
         recipe.batch_size,
@@ -113,6 +124,7 @@ def fit(
         teacher_fingerprint=None if teacher is None else model_fingerprint(teacher),
         seed=config.seed,
         versions=package_versions(),
+        init_fingerprint=None if init is None or start is None else model_fingerprint(init),
     )
     save_model(files.model, model, info)
     results: dict[str, Any] = {
@@ -121,6 +133,7 @@ def fit(
         "train_seconds": progress.seconds,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "epochs": recipe.epochs,
+        "warm_start": start is not None,
     }
     write_text(files.results, json.dumps(results, indent=2) + "\n")
     shutil.rmtree(files.work, ignore_errors=True)
@@ -140,13 +153,8 @@ def _check_same(stores: Sequence[Store]) -> None:
                 )
 
 
-def _load_teacher(folder: Path, store: Store, sigma: float, device: torch.device) -> nn.Module:
-    """The frozen teacher, BatchNorm folded; it must have been made for these data and this noise."""
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} is missing: train the teacher first (`dvc repro teacher`) or `dvc pull` it"
-        )
-    model, info = load_model(folder, device)
+def _check_fits(folder: Path, info: ModelInfo, store: Store, sigma: float, remedy: str) -> None:
+    """Hold a model to the data and the noise that it is to be used with."""
     wanted = {
         "classes": store.classes,
         "image_size": store.image_size,
@@ -156,7 +164,39 @@ def _load_teacher(folder: Path, store: Store, sigma: float, device: torch.device
     for what, value in wanted.items():
         if getattr(info, what) != value:
             raise UserError(
-                f"the teacher {folder} has {what} {getattr(info, what)} but the student's is {value}: "
-                "choose another teacher or train one with `dvc repro teacher`"
+                f"the model {folder} has {what} {getattr(info, what)} but the student's is {value}: {remedy}"
             )
+
+
+def _load_init(
+    folder: Path, recipe: Recipe, store: Store, sigma: float
+) -> tuple[BaseClassifier, ModelInfo] | None:
+    """The model that training starts from, in train mode; None: its architecture is another one."""
+    info = load_info(folder)
+    if (info.arch, info.arch_args) != (recipe.arch, recipe.arch_args):
+        print(
+            f"student.init is a {info.arch} and the student a {recipe.arch}, or their arguments differ: "
+            f"training starts from random weights, for {recipe.epochs} epochs",
+            file=sys.stderr,
+        )
+        return None
+    _check_fits(folder, info, store, sigma, "set student.init to another release, or to null")
+    model, _ = load_model(folder)
+    return model.train(), info
+
+
+def _shortened(recipe: Recipe) -> Recipe:
+    """The recipe of training that starts from trained weights."""
+    assert isinstance(recipe, Student), "only a student starts from another model"
+    return recipe.model_copy(update={"epochs": recipe.init_epochs, "lr": recipe.init_lr, "warmup_epochs": 0})
+
+
+def _load_teacher(folder: Path, store: Store, sigma: float, device: torch.device) -> nn.Module:
+    """The frozen teacher, BatchNorm folded; it must have been made for these data and this noise."""
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is missing: train the teacher first (`dvc repro teacher`) or `dvc pull` it"
+        )
+    model, info = load_model(folder, device)
+    _check_fits(folder, info, store, sigma, "choose another teacher or train one with `dvc repro teacher`")
     return fold_batchnorm(model).to(memory_format=torch.channels_last)

@@ -21,6 +21,7 @@ def test_one_repro_runs_every_stage_and_leaves_every_result(reproduced):
             *PREPARE,
             "teacher",
             "baseline",
+            "init",
             "certify@teacher",
             "certify@baseline",
             *AFTER_STUDENT,

@@ -60,12 +60,17 @@ class Place:
         return files.model
 
     def student(
-        self, *overrides: str, teacher: Path | None = None, name: str = "student", drops=None
+        self,
+        *overrides: str,
+        teacher: Path | None = None,
+        name: str = "student",
+        drops=None,
+        init: Path | None = None,
     ) -> Path:
         config = parameters(*overrides)
         files = self.files(name)
         drops = self.drops if drops is None else drops
-        fit("student", config, config.student, config.method, drops, teacher, files)
+        fit("student", config, config.student, config.method, drops, teacher, files, init)
         return files.model
 
     def results(self, name: str) -> dict[str, Any]:
@@ -139,10 +144,10 @@ def test_the_same_seed_gives_the_same_bytes(place, teacher):
     assert weights(teacher) == before
 
 
-def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes(place, teacher, monkeypatch):
+def interrupt_after_an_epoch(monkeypatch):
+    """A kill right after the first checkpoint, which is written at the first epoch's end."""
     import crt.training.loop as loop
 
-    whole = weights(place.student(teacher=teacher, name="whole"))
     original = loop.save_state
 
     def die(work, state):
@@ -151,6 +156,11 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes(place, teacher, mon
 
     monkeypatch.setattr(loop.train, "__kwdefaults__", {"checkpoint_seconds": 0.0})
     monkeypatch.setattr(loop, "save_state", die)
+
+
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes(place, teacher, monkeypatch):
+    whole = weights(place.student(teacher=teacher, name="whole"))
+    interrupt_after_an_epoch(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         place.student(teacher=teacher, name="resumed")
     assert not place.files("resumed").model.exists()
@@ -180,7 +190,7 @@ def test_a_teacher_for_other_data_is_refused(place, teacher, tmp_path, change, s
 
 
 def test_a_teacher_for_another_sigma_is_refused(place, teacher):
-    with pytest.raises(UserError, match=r"teacher .* has sigma 0\.25 but the student's is 0\.5"):
+    with pytest.raises(UserError, match=r"teacher has sigma 0\.25 but the student's is 0\.5"):
         place.student("sigma=0.5", teacher=teacher, name="other")
 
 
@@ -218,3 +228,49 @@ def test_a_device_that_is_not_there(place):
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match=r"runtime\.device is cuda but this machine has no such device"):
         place.teacher("runtime.device=cuda", name="other")
+
+
+def test_a_warm_start_goes_on_from_the_releases_weights(place, teacher):
+    release = place.student(teacher=teacher, name="release", drops=place.drops[:1])
+    # A learning rate of (nearly) nothing leaves the weights where they started.
+    still = ["student.init_epochs=1", "student.init_lr=1e-30"]
+    folder = place.student(*still, teacher=teacher, name="warm", init=release)
+    before, after = load_model(release), load_model(folder)
+    for (name, a), (_, b) in zip(before[0].named_parameters(), after[0].named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert after[1].mean == before[1].mean, "its first layer is a part of the function"
+    assert after[1].init_fingerprint == model_fingerprint(release)
+    assert before[1].init_fingerprint is None
+    results = place.results("warm")
+    assert (results["warm_start"], results["epochs"]) == (True, 1)
+    assert place.results("release")["warm_start"] is False
+
+
+def test_a_warm_start_is_resumed_to_the_same_bytes(place, teacher, monkeypatch):
+    release = place.student(teacher=teacher, name="release-2", drops=place.drops[:1])
+    settings = ["student.init_epochs=3", "student.init_lr=0.01"]
+    whole = weights(place.student(*settings, teacher=teacher, name="warm-whole", init=release))
+    interrupt_after_an_epoch(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        place.student(*settings, teacher=teacher, name="warm-killed", init=release)
+    monkeypatch.undo()
+    assert weights(place.student(*settings, teacher=teacher, name="warm-killed", init=release)) == whole
+
+
+def test_a_release_of_another_architecture_is_no_start(place, teacher, capsys):
+    release = place.student(teacher=teacher, name="release-3", drops=place.drops[:1])
+    other = ["student.arch_args={layers: [1,1,1,1], channels: [16,8,8,8]}"]
+    cold = weights(place.student(*other, teacher=teacher, name="cold"))
+    capsys.readouterr()
+    folder = place.student(*other, teacher=teacher, name="cold-too", init=release)
+    assert "random weights, for 2 epochs" in capsys.readouterr().err
+    assert weights(folder) == cold
+    assert load_model(folder)[1].init_fingerprint is None
+    assert place.results("cold-too")["warm_start"] is False
+
+
+def test_a_release_of_other_classes_is_refused(place, teacher, tmp_path):
+    fewer = [drop(tmp_path / "five", classes=5)]
+    release = place.student("method=gaussian", name="release-5", drops=fewer)
+    with pytest.raises(UserError, match=r"has classes .* set student\.init to another release, or to null"):
+        place.student(teacher=teacher, init=release, name="refused")

@@ -1,0 +1,227 @@
+"""Five deliveries of data: what retraining costs, and what it gives, from scratch and from the last release.
+
+    python benchmarks/retraining.py --teacher models/teacher --prepared prepared [--per-drop 5000] [--work DIR]
+
+Takes `--per-drop` images for each of five drops from the prepared training set, at random. Rows: CRT from random weights
+on all drops so far; CRT started from the student of the drop before; direct robust training on all drops. An interrupted
+run goes on where it was. The teacher is a model folder for the same classes and sigma.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from crt.certification.run import Settings, certify_store
+from crt.commands.compose import composed
+from crt.config import Config
+from crt.data.files import replacing, write_text
+from crt.data.store import Store, open_store
+from crt.evaluation.certificates import read_certificates
+from crt.evaluation.metrics import compute_metrics
+from crt.models.checkpoint import load_model, model_fingerprint
+from crt.training.fit import Files, fit
+
+ROOT = Path(__file__).resolve().parents[1]
+DROPS = 5
+EPOCHS, INIT_EPOCHS, BATCH = 15, 3, 64
+N, IMAGES = 1000, 500
+RECIPE = [
+    "student.arch=cifar_resnet20",
+    "student.arch_args={}",
+    f"student.epochs={EPOCHS}",
+    f"student.init_epochs={INIT_EPOCHS}",
+    f"student.batch_size={BATCH}",
+    "student.lr=0.1",
+    "student.weight_decay=5e-4",
+    "data.augment.crop_padding=4",
+    "data.augment.flip=true",
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trained model: how, on the first `drops` drops, and the row whose model it starts from."""
+
+    label: str
+    method: str
+    drops: int
+    init: str | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.label}-{self.drops}"
+
+
+ROWS = [
+    Row("scratch", "crt", 1),
+    Row("warm", "crt", 2, "scratch-1"),
+    Row("warm", "crt", 3, "warm-2"),
+    Row("warm", "crt", 4, "warm-3"),
+    Row("warm", "crt", 5, "warm-4"),
+    Row("scratch", "crt", 5),
+    Row("scratch", "crt", 3),
+    Row("direct consistency", "consistency", 5),
+    Row("scratch", "crt", 2),
+    Row("scratch", "crt", 4),
+    Row("direct smoothmix", "smoothmix", 5),
+]
+
+
+def make_drops(sources: list[Store], per_drop: int, folder: Path) -> list[Path]:
+    """Five prepared drops of random images of the sources; what is there stays."""
+    starts = np.cumsum([0, *(len(store) for store in sources)])
+    order = np.random.default_rng(0).permutation(starts[-1])
+    if DROPS * per_drop > len(order):
+        sys.exit(f"{len(order)} images are too few for {DROPS} drops of {per_drop}")
+    paths = []
+    for d in range(DROPS):
+        path = folder / f"drop-{d + 1}"
+        paths.append(path)
+        if path.is_dir():
+            continue
+        chosen = np.sort(order[d * per_drop : (d + 1) * per_drop])
+        parts = [chosen[(chosen >= a) & (chosen < b)] - a for a, b in itertools.pairwise(starts)]
+        images = np.concatenate([s.images[p] for s, p in zip(sources, parts, strict=True)])
+        labels = np.concatenate([s.labels[p] for s, p in zip(sources, parts, strict=True)])
+        digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+        first = sources[0]
+        meta = {
+            "format": 1,
+            "fingerprint": digest,
+            "classes": first.classes,
+            "image_size": first.image_size,
+            "channels": first.channels,
+            "count": per_drop,
+        }
+        with replacing(path) as aside:
+            np.save(aside / "images.npy", images)
+            np.save(aside / "labels.npy", labels)
+            (aside / "meta.json").write_text(json.dumps(meta))
+    return paths
+
+
+def certify(folder: Path, test: Path, out: Path, config: Config) -> dict[str, float]:
+    model, info = load_model(folder)
+    store = open_store(test)
+    settings = Settings(
+        sigma=info.sigma,
+        mode="exact",
+        n0=100,
+        n=N,
+        alpha=0.001,
+        radii=tuple(config.certify.radii),
+        seed=0,
+        stride=max(1, len(store) // IMAGES),
+        max_images=IMAGES,
+        skip_misclassified=True,
+        allow_sigma_mismatch=False,
+        precision="float32",
+        compile=False,
+        device=config.runtime.device,
+        batch_size=None,
+    )
+    certify_store(model, info, model_fingerprint(folder), store, settings, out, out.parent / "work")
+    metrics = compute_metrics(read_certificates(out))
+    return {"acr": metrics["acr"], **{f"at {r}": v for r, v in metrics["certified_accuracy"].items()}}
+
+
+def run(row: Row, drops: list[Path], test: Path, teacher: Path, work: Path) -> dict[str, float]:
+    """Train and certify one row, or read what an earlier run found."""
+    folder = work / row.key
+    found = folder / "found.json"
+    if found.is_file():
+        return json.loads(found.read_text())
+    config = composed(ROOT, [*RECIPE, f"method={row.method}"])[1]
+    files = Files(folder / "model", folder / "training.tsv", folder / "results.json", folder / "work")
+    if not files.results.is_file():
+        init = work / row.init / "model" if row.init else None
+        fit(row.key, config, config.student, config.method, drops[: row.drops], teacher, files, init)
+    results = json.loads(files.results.read_text())
+    outcome = {
+        **certify(files.model, test, folder / "certificates.tsv", config),
+        "seconds": results["train_seconds"],
+        "epochs": results["epochs"],
+        "images": row.drops * len(open_store(drops[0])),
+    }
+    write_text(found, json.dumps(outcome, indent=2))
+    return outcome
+
+
+def table(outcomes: dict[str, dict[str, float]], teacher: dict[str, float], what: str) -> str:
+    lines = [
+        "# Five deliveries of data",
+        "",
+        what,
+        "",
+        "| training | drops | epochs | image-epochs | training, s | ACR | share of from-scratch ACR | "
+        + " | ".join(f"certified {key}" for key in teacher if key != "acr")
+        + " |",
+        "|---" * (7 + len(teacher) - 1) + "|",
+    ]
+    rows = [("teacher", "", "", "", "", teacher, "")]
+    for row in ROWS:
+        if (found := outcomes.get(row.key)) is None:
+            continue
+        scratch = outcomes.get(f"scratch-{row.drops}")
+        share = f"{found['acr'] / scratch['acr']:.3f}" if scratch and row.label != "scratch" else ""
+        rows.append(
+            (
+                row.label,
+                str(row.drops),
+                f"{found['epochs']:.0f}",
+                f"{found['epochs'] * found['images']:,.0f}",
+                f"{found['seconds']:,.0f}",
+                found,
+                share,
+            )
+        )
+    for *cells, values, share in rows:
+        certified = [f"{values[key]:.3f}" for key in teacher if key != "acr"]
+        lines.append("| " + " | ".join([*cells, f"{values['acr']:.4f}", share, *certified]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--teacher", type=Path, default=Path("models/teacher"))
+    parser.add_argument("--prepared", type=Path, default=Path("prepared"))
+    parser.add_argument("--per-drop", type=int, default=5000)
+    parser.add_argument("--work", type=Path, default=Path(".work/retraining"))
+    args = parser.parse_args()
+    sources = [open_store(path.parent) for path in sorted((args.prepared / "train").glob("*/meta.json"))]
+    drops = make_drops(sources, args.per_drop, args.work)
+    test = args.prepared / "test"
+    config = composed(ROOT, RECIPE)[1]
+    known = args.work / "teacher.json"
+    if not known.is_file():
+        write_text(
+            known, json.dumps(certify(args.teacher, test, args.work / "teacher" / "certificates.tsv", config))
+        )
+    _, info = load_model(args.teacher)
+    what = (
+        f"`cifar_resnet20`, batch {BATCH}, SGD at 0.1 (0.05 from a release), cosine, sigma {info.sigma:g}; teacher: "
+        f"{info.arch}, {info.method}. {args.per_drop:,} images per drop; {IMAGES} test images, exact certification with "
+        f"n = {N:,}, alpha = 0.001. One seed. torch {torch.__version__.split('+')[0]}, {platform.machine()}, "
+        f"{os.environ.get('OMP_NUM_THREADS', os.cpu_count())} thread(s)."
+    )
+    outcomes: dict[str, dict[str, float]] = {}
+    for row in ROWS:
+        outcomes[row.key] = run(row, drops, test, args.teacher, args.work)
+        text = table(outcomes, json.loads(known.read_text()), what)
+        write_text(ROOT / "benchmarks" / "results" / "retraining.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
