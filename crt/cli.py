@@ -9,7 +9,7 @@ import typer
 from crt.errors import UserError
 
 app = typer.Typer(
-    help="Certified Robustness Transfer: get data, add drops, compose parameters, predict with certificates.",
+    help="Certified Robustness Transfer: get data, add drops, compose parameters, release, predict with certificates.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -76,6 +76,43 @@ def drop_data(
     from crt.commands.ingest import drop_data as run
 
     run(drop, root)
+
+
+@app.command()
+def release(
+    bump: Annotated[
+        Literal["major", "minor", "patch"], typer.Option(help="Which part of the version to count up")
+    ] = "minor",
+    root: Root = Path(),
+) -> None:
+    """Register the student as the next version of the artifact `student`, if the gate has passed."""
+    from crt.commands.release import release as run
+
+    run(root, bump)
+
+
+@app.command()
+def releases(
+    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object per line")] = False,
+    root: Root = Path(),
+) -> None:
+    """List the releases, the newest first, with their metrics; * marks the pinned one."""
+    from crt.commands.releases import show_releases
+
+    show_releases(root, json_lines=json_lines)
+
+
+@app.command()
+def pin(
+    what: Annotated[
+        str, typer.Argument(help="A version (v1.0.0), latest, a model reference (docs/teachers.md), or none")
+    ],
+    root: Root = Path(),
+) -> None:
+    """Choose the release that students are compared with and that their training starts from."""
+    from crt.commands.pin import pin as run
+
+    run(what, root)
 
 
 @app.command()

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +88,16 @@ def leave_sample_remote(root: Path) -> None:
         set_remote(root, None)
 
 
+def has_default_remote(root: Path) -> bool:
+    """Whether DVC has a remote that `dvc push` uses by itself."""
+    return "(default)" in dvc(root, "remote", "list")
+
+
 def show_next(root: Path) -> None:
     """Print what is left to do once data/ has changed."""
     print("next: `dvc repro`, then `git commit` data.dvc, conf/ and params.yaml with the results")
     record = yaml.safe_load((root / "data.dvc").read_text(encoding="utf-8"))
-    if record["outs"][0].get("remote") is None and "(default)" not in dvc(root, "remote", "list"):
+    if record["outs"][0].get("remote") is None and not has_default_remote(root):
         print("data/ is on this machine only: `dvc remote add -d NAME URL` and `dvc push` share it")
 
 
@@ -164,22 +169,36 @@ def choose_preset(root: Path, data: str, experiment: str) -> None:
 def set_drops(root: Path, drops: Sequence[str]) -> Config:
     """Write the list of drops to conf/dataset.yaml and params.yaml; no other parameter changes.
 
-    params.yaml is not composed anew: that would lose what `crt compose OVERRIDES` chose.
-
     Raises:
         UserError: params.yaml does not fit its schema with these drops; nothing is written then.
     """
-    from omegaconf import OmegaConf
 
-    params = root / "params.yaml"
-    raw = yaml.safe_load(params.read_text(encoding="utf-8"))
-    raw["data"]["drops"] = list(drops)
-    config = validate(raw, str(params))
+    def change(raw: dict[str, Any]) -> None:
+        raw["data"]["drops"] = list(drops)
+
+    text, config = changed_params(root, change)
     dataset = root / "conf" / "dataset.yaml"
     head, _ = re.split(r"(?m)^drops:", dataset.read_text(encoding="utf-8"), maxsplit=1)
     write_text(dataset, head + "drops:\n" + "".join(f"- {json.dumps(drop)}\n" for drop in drops))
-    write_text(params, OmegaConf.to_yaml(OmegaConf.create(raw)))  # the writer that DVC uses
+    write_text(root / "params.yaml", text)
     return config
+
+
+def changed_params(root: Path, change: Callable[[dict[str, Any]], None]) -> tuple[str, Config]:
+    """The text of params.yaml after `change`, and what it holds.
+
+    It is not composed anew: that would lose what `crt compose OVERRIDES` chose.
+
+    Raises:
+        UserError: it does not fit its schema.
+    """
+    from omegaconf import OmegaConf
+
+    path = root / "params.yaml"
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    change(raw)
+    config = validate(raw, str(path))
+    return OmegaConf.to_yaml(OmegaConf.create(raw)), config  # the writer that DVC uses
 
 
 def load_params(root: Path) -> Config:

@@ -19,6 +19,7 @@ from crt.commands.dataset import (
     show_next,
     unrecorded_files,
 )
+from crt.commands.pin import pin_newest
 from crt.config import Data
 from crt.data.archives import is_archive, unpack
 from crt.data.drops import first_ten, read_classes, walk_files
@@ -65,8 +66,11 @@ def ingest(source: Path, drop: str, root: Path = Path()) -> None:
 
     leave_sample_remote(root)
     dvc(root, "add", f"data/train/{drop}", quiet=False)
+    pinned = pin_newest(root)  # before the drop is listed, so that a kill leaves nothing undone for good
     set_drops(root, [*(name for name in listed if name != drop), drop])
     _report(drop, summary)
+    if pinned is not None:
+        print(pinned)
     show_next(root)
 
 

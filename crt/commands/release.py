@@ -1,0 +1,137 @@
+"""`crt release`: register the student as a version of the artifact `student`, if the gate lets it pass.
+
+Nothing is written but one annotated tag, and that last: a kill leaves the release made or not made.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from crt.commands.dataset import dvc, has_default_remote, load_params
+from crt.commands.releases import ARTIFACT, Release, git, list_releases
+from crt.config import Config
+from crt.data.drops import first_ten
+from crt.errors import UserError
+
+FIRST = "v1.0.0"
+
+
+def release(root: Path = Path(), bump: Literal["major", "minor", "patch"] = "minor") -> None:
+    """Tag HEAD as the next version of the student.
+
+    Everything must be committed and up to date, so that the tag names what was certified; the data goes to the default
+    remote first, so that whoever sees the tag can get the model.
+
+    Raises:
+        UserError: something is not committed or not up to date, the gate has not passed, the student is a release
+            already, or the remote cannot be reached. Nothing is tagged then.
+    """
+    config = load_params(root)
+    _check_committed(root)
+    _check_up_to_date(root)
+    before = list_releases(root)
+    gate = _read(root / "results/gate.json")
+    _check_gate(gate, before, config)
+    found = facts(root, config, gate)
+    for old in before:
+        if old.facts.get("model_fingerprint") == found["model_fingerprint"]:
+            raise UserError(
+                f"this student is the release {old.version} already, to the byte: retrain it first"
+            )
+    remote = has_default_remote(root)
+    if remote:
+        print("pushing models, certificates and data to the default remote", file=sys.stderr)
+        dvc(root, "push", quiet=False)
+    made = _register(root, bump, before, found)
+    print(f"{made} is registered: {_sentence(found)}")
+    if not remote:
+        print("its data is on this machine only: `dvc remote add -d NAME URL` and `dvc push` share it")
+    print(f"next: `git push origin HEAD {made}` shares it; `crt ingest` compares with it from now on")
+
+
+def facts(root: Path, config: Config, gate: dict[str, Any]) -> dict[str, Any]:
+    """What the tag's message records: the model, where it comes from, and what the gate compared it with."""
+    from crt.models.checkpoint import load_info, model_fingerprint
+    from crt.models.fetch import sha256_of
+    from crt.models.locate import WEIGHTS
+
+    folder = root / "models" / "student"
+    info = load_info(folder)
+    metrics = _read(root / "results/certify/student.json")
+    return {
+        "arch": info.arch,
+        "sigma": info.sigma,
+        "drops": config.data.drops,
+        "acr": metrics["acr"],
+        "certified_accuracy": metrics["certified_accuracy"],
+        "gate": gate["verdict"],
+        "baseline": config.baseline.ref,
+        "init": config.student.init if info.init_fingerprint is not None else None,
+        "weights_sha256": sha256_of(folder / WEIGHTS),
+        "model_fingerprint": model_fingerprint(folder),
+        "data_fingerprint": info.data_fingerprint,
+        "teacher_fingerprint": info.teacher_fingerprint,
+        "certificates_sha256": sha256_of(root / "certificates/student.tsv"),
+    }
+
+
+def _check_committed(root: Path) -> None:
+    git(root, "rev-parse", "HEAD")
+    changed = [line[3:] for line in git(root, "status", "--porcelain", "--untracked-files=no").splitlines()]
+    if changed:
+        raise UserError(
+            f"what is not committed cannot be released: `git commit` {first_ten(changed)}, then run again"
+        )
+
+
+def _check_up_to_date(root: Path) -> None:
+    behind = json.loads(dvc(root, "status", "--json"))
+    if behind:
+        raise UserError(
+            f"the results are not those of the present data, code and parameters ({first_ten(sorted(behind))}): "
+            "`dvc repro`, `git commit`, then run again"
+        )
+
+
+def _check_gate(gate: dict[str, Any], before: list[Release], config: Config) -> None:
+    verdict = gate.get("verdict")
+    if verdict == "pass" or (verdict == "no baseline" and not before):
+        return
+    said = " ".join(gate.get("sentences", [])[:1])
+    remedy = {
+        "no baseline": f"`crt pin {before[0].version if before else ''}`, `dvc repro`, `git commit`, then run again",
+        "undecided": "certify more test images (certify.stride, certify.max_images) or accept wider gate.margins",
+        "fail": "retrain, or accept wider gate.margins; docs/gate.md",
+    }.get(str(verdict), "run `dvc repro`")
+    against = f" against {config.baseline.ref.partition('#')[0]}" if config.baseline.ref else ""
+    raise UserError(f"the gate's verdict{against} is {verdict}, so this is no release. {said} {remedy}")
+
+
+def _register(root: Path, bump: str, before: list[Release], found: dict[str, Any]) -> str:
+    """The new tag's name."""
+    from gto.api import register
+    from gto.exceptions import GTOException
+
+    how = {f"bump_{bump}": True} if before else {"version": FIRST}
+    message = f"{_sentence(found)}\n\n{json.dumps(found, indent=2, ensure_ascii=False)}\n"
+    try:
+        made = register(str(root.resolve()), ARTIFACT, "HEAD", message=message, **how)
+    except GTOException as error:
+        raise UserError(f"the version cannot be registered ({error})") from None
+    return str(made.tag)
+
+
+def _sentence(found: dict[str, Any]) -> str:
+    certified = ", ".join(
+        f"{100 * share:.1f} % at {radius}" for radius, share in found["certified_accuracy"].items()
+    )
+    return f"{found['arch']}, ACR {found['acr']:.4f}, certified {certified}, gate: {found['gate']}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run `dvc repro`") from None
+    return found
