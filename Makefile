@@ -39,6 +39,7 @@ clean: ## Remove the virtual environment and resume files (never data or results
 $(VENV)/.installed: pyproject.toml requirements.lock
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
+	-@git config merge.crt.driver "'$(CURDIR)/$(VENV)/bin/crt' merge-driver %O %A %B %P"
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

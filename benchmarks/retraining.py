@@ -124,7 +124,7 @@ def certify(folder: Path, test: Path, out: Path, config: Config) -> dict[str, fl
         max_images=IMAGES,
         skip_misclassified=True,
         allow_sigma_mismatch=False,
-        precision="float32",
+        precision="int8",
         compile=False,
         device=config.runtime.device,
         batch_size=None,
@@ -211,8 +211,8 @@ def main() -> None:
     _, info = load_model(args.teacher)
     what = (
         f"`cifar_resnet20`, batch {BATCH}, SGD at 0.1 (0.05 from a release), cosine, sigma {info.sigma:g}; teacher: "
-        f"{info.arch}, {info.method}. {args.per_drop:,} images per drop; {IMAGES} test images, exact certification with "
-        f"n = {N:,}, alpha = 0.001. One seed. torch {torch.__version__.split('+')[0]}, {platform.machine()}, "
+        f"{info.arch}, {info.method}. {args.per_drop:,} images per drop; {IMAGES} test images, exact certification in "
+        f"int8 with n = {N:,}, alpha = 0.001. One seed. torch {torch.__version__.split('+')[0]}, {platform.machine()}, "
         f"{os.environ.get('OMP_NUM_THREADS', os.cpu_count())} thread(s)."
     )
     outcomes: dict[str, dict[str, float]] = {}

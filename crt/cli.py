@@ -145,6 +145,15 @@ def predict(
     )
 
 
+@app.command("merge-driver", hidden=True)
+def merge_driver(base: Path, ours: Path, theirs: Path, name: str) -> None:
+    """Git's merge of the files that two people change when each ingests a drop (.gitattributes, `make setup`)."""
+    from crt.commands.merge import merge_file
+
+    if not merge_file(base, ours, theirs, name):
+        raise typer.Exit(1)
+
+
 @app.command()
 def show(root: Root = Path()) -> None:
     """Show the results of the last run side by side, and where the report lies."""

@@ -178,10 +178,15 @@ def set_drops(root: Path, drops: Sequence[str]) -> Config:
 
     text, config = changed_params(root, change)
     dataset = root / "conf" / "dataset.yaml"
-    head, _ = re.split(r"(?m)^drops:", dataset.read_text(encoding="utf-8"), maxsplit=1)
-    write_text(dataset, head + "drops:\n" + "".join(f"- {json.dumps(drop)}\n" for drop in drops))
+    write_text(dataset, with_drops(dataset.read_text(encoding="utf-8"), drops))
     write_text(root / "params.yaml", text)
     return config
+
+
+def with_drops(text: str, drops: Sequence[str]) -> str:
+    """The text of conf/dataset.yaml with another list of drops, which stands last in it."""
+    head, _ = re.split(r"(?m)^drops:", text, maxsplit=1)
+    return head + "drops:\n" + "".join(f"- {json.dumps(drop)}\n" for drop in drops)
 
 
 def changed_params(root: Path, change: Callable[[dict[str, Any]], None]) -> tuple[str, Config]:

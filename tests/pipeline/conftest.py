@@ -1,10 +1,13 @@
 """Real git + DVC repositories: a copy of this project, run as a user runs it."""
 
+import getpass
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,3 +86,38 @@ def reproduced(fresh) -> tuple[Project, list[str]]:
 def project(reproduced, tmp_path) -> Project:
     """A copy of the reproduced project that a test may change."""
     return reproduced[0].copy(tmp_path / "repo")
+
+
+@pytest.fixture(scope="session")
+def ssh(tmp_path_factory):
+    """An SSH server of this test's own on loopback: (port, private key)."""
+    program = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin:/bin")
+    if program is None:
+        pytest.skip("sshd is not installed: apt-get install openssh-server")
+    folder = tmp_path_factory.mktemp("ssh")
+    for name in ("host", "user"):
+        subprocess.run(
+            ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)), check=True, timeout=60
+        )
+    shutil.copy(folder / "user.pub", folder / "authorized")
+    if Path("/run").stat().st_uid == 0 and getpass.getuser() == "root":
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd wants it when it starts as root
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
+        "PasswordAuthentication no\nUsePAM no\nStrictModes no\nPermitRootLogin prohibit-password\nPidFile none\n"
+        "Subsystem sftp internal-sftp\n"
+    )
+    process = subprocess.Popen([program, "-D", "-e", "-f", str(folder / "config")], stderr=subprocess.PIPE)
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.05)
+    yield port, folder / "user"
+    process.terminate()
+    process.wait(10)
+    process.stderr.close()

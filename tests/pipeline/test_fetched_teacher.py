@@ -4,10 +4,8 @@ import getpass
 import hashlib
 import json
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -125,39 +123,6 @@ class TestRegistry:
         with pytest.raises(UserError, match="check that its data is pushed"):
             locate(parse("registry:teacher@v2.0.0"), copy, tmp_path / "work")
         assert not [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
-
-
-@pytest.fixture(scope="module")
-def ssh(tmp_path_factory):
-    """An SSH server of this test's own on loopback: (port, private key)."""
-    program = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin:/bin")
-    if program is None:
-        pytest.skip("sshd is not installed: apt-get install openssh-server")
-    folder = tmp_path_factory.mktemp("ssh")
-    for name in ("host", "user"):
-        command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name), cwd=folder)
-    shutil.copy(folder / "user.pub", folder / "authorized")
-    if Path("/run").stat().st_uid == 0 and getpass.getuser() == "root":
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd wants it when it starts as root
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (folder / "config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
-        "PasswordAuthentication no\nUsePAM no\nStrictModes no\nPermitRootLogin prohibit-password\nPidFile none\n"
-        "Subsystem sftp internal-sftp\n"
-    )
-    process = subprocess.Popen([program, "-D", "-e", "-f", str(folder / "config")], stderr=subprocess.PIPE)
-    for _ in range(100):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        assert process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.05)
-    yield port, folder / "user"
-    process.terminate()
-    process.wait(10)
-    process.stderr.close()
 
 
 @pytest.fixture

@@ -1,0 +1,132 @@
+"""A year in short: deliveries, gates, releases, two people and an SSH remote; and two who ingest at once."""
+
+import getpass
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+
+RETRAINED = ["init", "student", "baseline", "certify@student", "certify@baseline", "gate", "report"]
+
+
+def digits(project, count: int, seed: int, labelled: bool = True) -> dict[str, np.ndarray]:
+    """A delivery like the sample's first drop, not equal to it."""
+    with np.load(next((project.root / "data/train/2025-01").glob("*.npz"))) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(len(images), count)
+    moved = images[chosen].astype(int) + rng.integers(-9, 10, (count, 8, 8))
+    found = {"images": moved.clip(0, 255).astype(np.uint8)}
+    return found | ({"labels": labels[chosen]} if labelled else {})
+
+
+def retrain(project, drop: str, arrays: dict[str, np.ndarray]) -> tuple[list[str], str]:
+    """Ingest, reproduce, commit; the stages that ran, by name, and what ingest said."""
+    file = project.root.parent / f"{drop}.npz"
+    np.savez(file, **arrays)
+    said = project.run("crt", "ingest", str(file), "--drop", drop).stdout
+    ran = project.stages_run("dvc", "repro")
+    project.commit(f"drop {drop}")
+    return sorted(ran), said
+
+
+def verdict(project) -> str:
+    return json.loads((project.root / "results/gate.json").read_text())["verdict"]
+
+
+def weights(project, role: str) -> bytes:
+    return (project.root / f"models/{role}/model.safetensors").read_bytes()
+
+
+def clone(project, origin, to):
+    to.parent.mkdir(exist_ok=True)
+    other = type(project)(to)
+    project.run("git", "clone", "-q", str(origin), str(to))
+    for key, value in (("user.name", "bob"), ("user.email", "bob@example.org")):
+        other.run("git", "config", key, value)
+    return other
+
+
+@pytest.fixture
+def alice(project, tmp_path):
+    """The project with a gate that a smoke run's few images can decide, reproduced, and a bare git repository."""
+    choices = ["certify.max_images=100", "gate.margin=0.15", "gate.acr_margin=0.1"]
+    project.run("crt", "compose", "+experiment=smoke", *choices)
+    project.run("git", "init", "-q", "--bare", "-b", "main", str(tmp_path / "origin.git"))
+    project.run("git", "remote", "add", "origin", str(tmp_path / "origin.git"))
+    return project
+
+
+def test_a_year_of_retraining(alice, ssh, tmp_path):
+    port, key = ssh
+    login = f"['remote \"team\"']\n    user = {getpass.getuser()}\n    keyfile = {key}\n"
+    alice.run("dvc", "remote", "add", "-d", "team", f"ssh://127.0.0.1:{port}{tmp_path}/team")
+    (alice.root / ".dvc/config.local").write_text(login)
+    alice.run("dvc", "repro")
+    uncommitted = alice.run("crt", "release", check=False)
+    assert uncommitted.returncode == 1
+    assert "what is not committed cannot be released" in uncommitted.stderr
+    alice.commit("a remote")
+    alice.run("crt", "release")
+    again = alice.run("crt", "release", check=False)
+    assert again.returncode == 1
+    assert "is the release v1.0.0 already" in again.stderr or "pin v1.0.0" in again.stderr
+    first = weights(alice, "student")
+    alice.run("git", "push", "-qu", "--follow-tags", "origin", "main")
+
+    # The first delivery, labelled: compared with v1.0.0, started from it, released.
+    ran, said = retrain(alice, "2025-04", digits(alice, 150, 1))
+    assert ran == sorted(["prepare@2025-04", *RETRAINED])
+    assert "student@v1.0.0 is pinned" in said
+    assert weights(alice, "init") == weights(alice, "baseline") == first
+    assert json.loads((alice.root / "results/student.json").read_text())["warm_start"] is True
+    assert verdict(alice) == "pass"
+    alice.run("crt", "release")
+    second = weights(alice, "student")
+    alice.run("git", "push", "-qu", "--follow-tags", "origin", "main")
+
+    # A colleague on a bare machine runs nothing, and has the second delivery, unlabelled.
+    bob = clone(alice, tmp_path / "origin.git", tmp_path / "bob" / "repo")
+    (bob.root / ".dvc/config.local").write_text(login)
+    assert bob.stages_run("dvc", "repro", "--pull") == []
+    assert weights(bob, "student") == second
+    ran, said = retrain(bob, "2025-05", digits(bob, 150, 2, labelled=False))
+    assert ran == sorted(["prepare@2025-05", *RETRAINED])
+    assert "student@v1.1.0 is pinned" in said
+    assert weights(bob, "baseline") == second
+    assert json.loads((bob.root / "results/prepare/2025-05.json").read_text())["unlabelled"] == 150
+    assert verdict(bob) == "pass"
+    assert "v1.2.0" in bob.run("crt", "release", "--bump", "minor").stdout
+    bob.run("git", "push", "-q", "--follow-tags", "origin", "main")
+
+    # Back to the first: nothing runs there either. The third delivery is noise, the student worse, no release.
+    alice.run("git", "pull", "-q")
+    assert alice.stages_run("dvc", "repro", "--pull") == []
+    noise = np.random.default_rng(3).integers(0, 256, (5000, 8, 8), dtype=np.uint8)
+    ran, _ = retrain(alice, "2025-06", {"images": noise})
+    assert ran == sorted(["prepare@2025-06", *RETRAINED])
+    assert verdict(alice) == "fail"
+    refused = alice.run("crt", "release", check=False)
+    assert refused.returncode == 1
+    assert "is fail, so this is no release" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+    shown = [json.loads(line) for line in alice.run("crt", "releases", "--json").stdout.splitlines()]
+    assert [row["version"] for row in shown] == ["v1.2.0", "v1.1.0", "v1.0.0"]
+    assert [row["gate"] for row in shown] == ["pass", "pass", "no baseline"]
+    assert shown[0]["drops"][-1] == "2025-05"
+    assert shown[1]["baseline"] == shown[2]["ref"]
+    table = alice.run("crt", "releases").stdout.splitlines()
+    assert [line.split()[0] for line in table[1:]] == ["*", "v1.1.0", "v1.0.0"]
+
+    # Back to an older release; one that is withdrawn is not pinned again.
+    alice.run("crt", "pin", "v1.0.0")
+    alice.run("dvc", "repro", "baseline", "init")
+    assert weights(alice, "baseline") == weights(alice, "init") == first
+    alice.run("gto", "deregister", "student", "v1.2.0")
+    alice.run("crt", "pin", "latest")
+    pinned = yaml.safe_load((alice.root / "conf/pinned.yaml").read_text())
+    assert pinned["baseline"]["ref"] == pinned["student"]["init"] == shown[1]["ref"]
