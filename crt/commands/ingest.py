@@ -5,9 +5,11 @@ No step leaves a mark of its own: after a kill, the same command ends what was b
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from crt.commands.arrived import Arrived
 from crt.commands.dataset import (
     dvc,
     leave_sample_remote,
@@ -25,7 +27,7 @@ from crt.data.archives import is_archive, unpack
 from crt.data.drops import first_ten, read_classes, walk_files
 from crt.data.files import replacing, same_tree
 from crt.data.images import ImageFormat
-from crt.data.prepare import check_drop, raw_hashes
+from crt.data.prepare import Row, check_drop, raw_hashes
 from crt.errors import UserError
 
 
@@ -58,7 +60,8 @@ def ingest(source: Path, drop: str, root: Path = Path()) -> None:
     classes = read_classes(root / "data", data.num_classes)
     with replacing(target) as aside:
         _copy(source, aside, classes)
-        summary = _check(aside, source, root, classes, data)
+        arrived = Arrived(root, data.drops)
+        summary = _check(aside, source, root, classes, data, arrived.look)
         if target.exists() and not same_tree(aside, target):  # the same: an earlier run was killed
             raise UserError(
                 f"{target} exists, with other contents than {source}, but is no drop yet: move it elsewhere first"
@@ -69,6 +72,7 @@ def ingest(source: Path, drop: str, root: Path = Path()) -> None:
     pinned = pin_newest(root)  # before the drop is listed, so that a kill leaves nothing undone for good
     set_drops(root, [*(name for name in listed if name != drop), drop])
     _report(drop, summary)
+    arrived.report(classes)
     if pinned is not None:
         print(pinned)
     show_next(root)
@@ -133,7 +137,14 @@ def _copy(source: Path, folder: Path, classes: list[str]) -> None:
         raise UserError(f"{source} is no folder, .npz, zip or tar archive: deliver one of these")
 
 
-def _check(folder: Path, source: Path, root: Path, classes: list[str], data: Data) -> dict[str, Any]:
+def _check(
+    folder: Path,
+    source: Path,
+    root: Path,
+    classes: list[str],
+    data: Data,
+    look: Callable[[Row], None],
+) -> dict[str, Any]:
     """The checks of the prepare stage, on the copy; errors name the source, which is what the user knows."""
     fmt = ImageFormat(data.channels, data.image_size, data.resize)
     tested = raw_hashes(
@@ -141,7 +152,12 @@ def _check(folder: Path, source: Path, root: Path, classes: list[str], data: Dat
     )
     try:
         return check_drop(
-            folder, classes=classes, fmt=fmt, skip_unreadable=data.skip_unreadable, test_hashes=tested
+            folder,
+            classes=classes,
+            fmt=fmt,
+            skip_unreadable=data.skip_unreadable,
+            test_hashes=tested,
+            look=look,
         )
     except UserError as error:
         raise UserError(str(error).replace(str(folder), str(source))) from None
@@ -152,9 +168,9 @@ def _report(drop: str, summary: dict[str, Any]) -> None:
     print(f"the drop {drop}: {summary['images']} images ({counts or 'no labels'})")
     for key, what in (
         ("unlabelled", "unlabelled"),
-        ("duplicates", "duplicates of others in the drop"),
+        ("duplicates", "copies of others in the drop"),
         ("skipped", "unreadable, left out when prepared"),
         ("ignored_files", "other files, ignored"),
     ):
         if summary[key]:
-            print(f"  {summary[key]} {what}")
+            print(f"  {what}: {summary[key]} ({summary[key] / summary['images']:.1%})")

@@ -100,12 +100,14 @@ def _check_gate(gate: dict[str, Any], before: list[Release], config: Config) -> 
         return
     said = " ".join(gate.get("sentences", [])[:1])
     remedy = {
-        "no baseline": f"`crt pin {before[0].version if before else ''}`, `dvc repro`, `git commit`, then run again",
+        "no baseline": f"run `crt pin {before[0].version if before else ''}`, `dvc repro`, `git commit`, then this again",
         "undecided": "certify more test images (certify.stride, certify.max_images) or accept wider gate.margins",
-        "fail": "retrain, or accept wider gate.margins; docs/gate.md",
+        "fail": "retrain, or accept wider gate.margins (docs/gate.md)",
     }.get(str(verdict), "run `dvc repro`")
     against = f" against {config.baseline.ref.partition('#')[0]}" if config.baseline.ref else ""
-    raise UserError(f"the gate's verdict{against} is {verdict}, so this is no release. {said} {remedy}")
+    raise UserError(
+        f"the gate's verdict{against} is {verdict}, so this is no release. {said} The remedy: {remedy}"
+    )
 
 
 def _register(root: Path, bump: str, before: list[Release], found: dict[str, Any]) -> str:

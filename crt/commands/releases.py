@@ -112,7 +112,7 @@ def show_releases(root: Path, *, json_lines: bool = False) -> None:
                 row["commit"][:8],
                 row["arch"] or "?",
                 _drops(row["drops"]),
-                formats.radius(row["acr"]),
+                "?" if row["acr"] is None else formats.radius(row["acr"]),
                 *accuracy,
                 row["gate"] or "?",
             ]

@@ -88,12 +88,11 @@ def check_drop(
     test_hashes: Mapping[str, str] | None = None,
     workers: int = 0,
     need_labels: bool = False,
+    look: Callable[[Row], None] = lambda row: None,
 ) -> dict[str, Any]:
-    """All of `prepare_drop`'s checks, and its summary, without writing anything."""
+    """All of `prepare_drop`'s checks, and its summary, without writing anything; `look` sees each sound image."""
     drop = read_drop(source, classes)
-    return _examine(
-        drop, classes, fmt, skip_unreadable, test_hashes, workers, need_labels, consume=lambda row: None
-    )
+    return _examine(drop, classes, fmt, skip_unreadable, test_hashes, workers, need_labels, consume=look)
 
 
 def raw_hashes(

@@ -42,8 +42,8 @@ def test_a_folder_becomes_a_drop(repo, tmp_path, capsys):
     ingest(source, "2025-04", repo)
     out = capsys.readouterr().out
     assert "the drop 2025-04: 7 images (3 4, 7 3)" in out
-    assert "1 duplicates" in out
-    assert "1 other files, ignored" in out
+    assert "copies of others in the drop: 1 (14.3%)\n" in out
+    assert "other files, ignored: 1 (14.3%)\n" in out
     assert "dvc repro" in out
     assert tree(repo / "data" / "train" / "2025-04") == tree(source)
     assert listed_drops(repo) == [*SAMPLE, "2025-04"]
@@ -123,7 +123,7 @@ def test_unlabelled_images(repo, no_dvc, tmp_path, capsys):
     ingest(source / "3", "unlabelled", repo)
     out = capsys.readouterr().out
     assert "3 images (no labels)" in out
-    assert "3 unlabelled" in out
+    assert "unlabelled: 3 (100.0%)\n" in out
 
 
 def truncated(source):
@@ -375,3 +375,45 @@ def test_links_of_dvcs_cache_work(repo, tmp_path):
     assert os.path.islink(repo / "data" / "test" / "digits.npz")
     ingest(delivery(tmp_path / "in"), "2025-04", repo)
     assert listed_drops(repo) == [*SAMPLE, "2025-04"]
+
+
+def test_a_delivery_is_compared_with_the_drops_before_it(repo, tmp_path, capsys):
+    """Drift of classes, pixels and the release's confidence, and copies of what is there already."""
+    import torch
+
+    from crt.data.images import ImageFormat
+    from crt.data.prepare import prepare_drop
+    from crt.models.build import build_model
+    from crt.models.checkpoint import FORMAT, ModelInfo, save_model
+
+    classes = [str(digit) for digit in range(10)]
+    prepare_drop(
+        repo / "data/train/2025-01",
+        repo / "prepared/train/2025-01",
+        classes=classes,
+        fmt=ImageFormat(1, 8, "none"),
+    )
+    info = ModelInfo(
+        format=FORMAT, arch="cifar_resnet20", arch_args={}, classes=classes, image_size=8, channels=1, mean=[0.0], std=[1.0],
+        resize="none", sigma=0.25, method="gaussian", data_fingerprint="d", teacher_fingerprint=None, seed=0, versions={},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    save_model(repo / "models/student", build_model("cifar_resnet20", {}, 10, 1, 8, [0.0], [1.0]), info)
+    with np.load(next((repo / "data/train/2025-01").glob("*.npz"))) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    few = (labels == 3).nonzero()[0][:30]
+    dark = images[few] // 2
+    np.savez(
+        tmp_path / "dark.npz",
+        images=np.concatenate([dark, images[:5]]),
+        labels=np.append(labels[few], labels[:5]),
+    )
+    ingest(tmp_path / "dark.npz", "2025-04", repo)
+    out = capsys.readouterr().out
+    assert "also in earlier drops: 5 (14.3%)" in out
+    assert "drift against the earlier drops (2025-01):" in out
+    lines = {line.split("  ")[2]: line for line in out.splitlines() if "->" in line}
+    for quantity in ("share of class 3", "brightness", "contrast", "confidence of the last student"):
+        assert quantity in lines, out
+    assert "unlikely by chance" in lines["share of class 3"]
+    assert "unlikely by chance" in lines["brightness"]

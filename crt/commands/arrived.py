@@ -1,0 +1,105 @@
+"""What `crt ingest` says of a delivery beside the drops that came before it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from crt.data.drift import SIZE, Finding, Sample, class_drift, pixel_drift, value_drift
+from crt.data.prepare import Row
+from crt.data.store import Store, open_store, read_hashes
+from crt.errors import UserError
+
+
+class Arrived:
+    """Looks at each image of a delivery; compares with the earlier drops that are prepared on this machine."""
+
+    def __init__(self, root: Path, drops: Sequence[str]) -> None:
+        self._root = root
+        self._earlier = [store for drop in drops if (store := _store(root / "prepared/train" / drop))]
+        self._known = {
+            digest for store in self._earlier for digest in read_hashes(store.path / "index.parquet")
+        }
+        self._sample = Sample()
+        self._again = 0
+
+    def look(self, row: Row) -> None:
+        self._sample.add(row.pixels, row.label)
+        self._again += row.sha256 in self._known
+
+    def report(self, classes: Sequence[str]) -> None:
+        """Print copies of earlier images, and the drift."""
+        if not self._earlier:
+            print("  not compared with earlier drops: none is prepared here (`dvc repro` or `dvc pull`)")
+            return
+        if self._again:
+            print(f"  also in earlier drops: {self._again} ({self._again / self._sample.seen:.1%})")
+        findings = self._findings(classes)
+        width = max(len(finding.quantity) for finding in findings)
+        print(f"  drift against the earlier drops ({', '.join(store.path.name for store in self._earlier)}):")
+        for found in findings:
+            mark = "  <- unlikely by chance" if found.unlikely else ""
+            print(
+                f"    {found.quantity:{width}}  {found.before:>6} -> {found.now:>6}   p = {found.p:.2g}{mark}"
+            )
+
+    def _findings(self, classes: Sequence[str]) -> list[Finding]:
+        now = np.stack(self._sample.images)
+        before = _some_images(self._earlier)
+        labels = np.concatenate([store.labels for store in self._earlier]).tolist()
+        by_class = class_drift(labels, self._sample.labels, classes)
+        by_model = _confidence_drift(self._root, before, now)
+        return [
+            *([by_class] if by_class else []),
+            *pixel_drift(before, now),
+            *([by_model] if by_model else []),
+        ]
+
+
+def _store(path: Path) -> Store | None:
+    try:
+        return open_store(path)
+    except UserError:  # not prepared here, or by another version: nothing to compare with
+        return None
+
+
+def _some_images(stores: Sequence[Store]) -> np.ndarray:
+    """Up to SIZE images of the stores together, uint8 [N, H, W, C], chosen at random."""
+    starts = np.cumsum([0, *(len(store) for store in stores)])
+    chosen = np.sort(np.random.default_rng(0).permutation(starts[-1])[:SIZE])
+    return np.concatenate(
+        [
+            store.images[chosen[(chosen >= start) & (chosen < start + len(store))] - start]
+            for store, start in zip(stores, starts[:-1], strict=True)
+        ]
+    )
+
+
+def _confidence_drift(root: Path, before: np.ndarray, now: np.ndarray) -> Finding | None:
+    """How sure the base classifier of the release (or of the last student) is of its answers on clean images."""
+    for role, name in (("baseline", "the release"), ("student", "the last student")):
+        folder = root / "models" / role
+        try:
+            described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if described.get("pinned") is not False and described.get("image_size") == now.shape[1]:
+            confidence = [_confidence(folder, images) for images in (before, now)]
+            return value_drift(f"confidence of {name}", confidence[0], confidence[1])
+    return None
+
+
+def _confidence(folder: Path, images: np.ndarray) -> np.ndarray:
+    """The largest class probability per image."""
+    import torch
+
+    from crt.models.checkpoint import load_model
+
+    model, _ = load_model(folder)
+    with torch.inference_mode():
+        parts = [
+            model(torch.from_numpy(part).permute(0, 3, 1, 2).float().div(255)).softmax(1).amax(1)
+            for part in np.array_split(images, max(1, len(images) // 100))
+        ]
+    return torch.cat(parts).numpy()

@@ -1,0 +1,177 @@
+"""Releases and pins on real git repositories; the whole flow is in tests/pipeline/test_retraining.py."""
+
+import json
+
+import pytest
+import yaml
+from data_repo import delivery, listed_drops, run
+
+import crt.commands.ingest as ingest_module
+import crt.commands.pin as pin_module
+from crt.commands.ingest import ingest
+from crt.commands.pin import pin, pin_newest
+from crt.commands.release import _check_gate, release
+from crt.commands.releases import list_releases, show_releases
+from crt.config import load
+from crt.errors import UserError
+
+HASHES = {"v1.0.0": "1" * 64, "v1.9.0": "2" * 64, "v1.10.0": "3" * 64}
+
+
+def tag(repo, name: str, message: str) -> None:
+    author = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    run(repo, "git", *author, "tag", "-a", name, "-m", message)
+
+
+@pytest.fixture
+def released(repo):
+    """The repository with three releases; the tags alone."""
+    for version, digest in HASHES.items():
+        run(repo, "git", "-c", "user.name=t", "-c", "user.email=t@e.org", "commit", "-q", "--allow-empty", "-m", version)  # fmt: skip
+        tag(repo, f"student@{version}", f"a student\n\n{json.dumps({'weights_sha256': digest})}\n")
+    tag(repo, "teacher@v7.0.0", "another artifact")
+    return repo
+
+
+def pins(repo) -> set[str | None]:
+    """What is pinned: conf/pinned.yaml and params.yaml, baseline and init."""
+    conf = yaml.safe_load((repo / "conf/pinned.yaml").read_text())
+    params = load(repo / "params.yaml")
+    return {conf["baseline"]["ref"], conf["student"]["init"], params.baseline.ref, params.student.init}
+
+
+def test_versions_are_sorted_as_versions_and_known_by_their_weights(released):
+    found = list_releases(released)
+    assert [r.version for r in found] == ["v1.10.0", "v1.9.0", "v1.0.0"]
+    assert found[0].ref == f"registry:student@v1.10.0#sha256={'3' * 64}"
+    assert found[0].commit == run(released, "git", "rev-parse", "HEAD").strip()
+
+
+def test_a_tag_made_by_hand_is_a_release_without_facts(released, capsys):
+    tag(released, "student@v2.0.0", "by hand")
+    assert list_releases(released)[0].ref == "registry:student@v2.0.0"
+    show_releases(released)
+    assert capsys.readouterr().out.splitlines()[1].split()[0] == "v2.0.0"
+
+
+def test_pinning_changes_the_pins_alone(released, capsys):
+    before = yaml.safe_load((released / "params.yaml").read_text())
+    pin("v1.9.0", released)
+    assert pins(released) == {f"registry:student@v1.9.0#sha256={'2' * 64}"}
+    assert "v1.9.0" in capsys.readouterr().out
+    # What conf/ composes to is what params.yaml holds.
+    from crt.commands.compose import composed
+
+    assert composed(released, [])[0] == (released / "params.yaml").read_text()
+    pin("path:elsewhere/model", released)
+    assert pins(released) == {"path:elsewhere/model"}
+    pin("none", released)
+    assert pins(released) == {None}
+    assert yaml.safe_load((released / "params.yaml").read_text()) == before
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("v3.0.0", r"no release 'v3\.0\.0': choose one of v1\.10\.0, v1\.9\.0, v1\.0\.0"),
+        ("nowhere:x", "unknown form"),
+    ],
+)
+def test_what_cannot_be_pinned_changes_nothing(released, what, said):
+    with pytest.raises(UserError, match=said):
+        pin(what, released)
+    assert pins(released) == {None}
+
+
+def test_without_a_release_there_is_none_to_pin(repo, capsys):
+    with pytest.raises(UserError, match="no release yet: make one with `crt release`"):
+        pin("latest", repo)
+    assert pin_newest(repo) is None
+    show_releases(repo)
+    assert "no release yet" in capsys.readouterr().out
+
+
+def test_ingest_pins_the_newest_and_says_so(released, tmp_path, capsys):
+    ingest(delivery(tmp_path / "in"), "2025-04", released)
+    assert "student@v1.10.0 is pinned" in capsys.readouterr().out
+    assert pins(released) == {f"registry:student@v1.10.0#sha256={'3' * 64}"}
+    assert pin_newest(released) is None  # it is
+
+
+def test_a_reference_to_elsewhere_stays(released, tmp_path):
+    pin("path:elsewhere/model", released)
+    assert pin_newest(released) is None
+    assert pins(released) == {"path:elsewhere/model"}
+
+
+@pytest.mark.parametrize("where", ["write_pins", "params.yaml", "set_drops"])
+def test_an_ingest_killed_at_the_pins_is_ended_by_the_same_command(released, tmp_path, monkeypatch, where):
+    source = delivery(tmp_path / "in")
+
+    class Kill(BaseException):
+        pass
+
+    def kill(*_, **__):
+        raise Kill
+
+    write = pin_module.write_text
+
+    def between(path, text):
+        if path.name == "params.yaml":
+            raise Kill
+        write(path, text)
+
+    with monkeypatch.context() as patch:
+        if where == "set_drops":
+            patch.setattr(ingest_module, where, kill)
+        else:
+            patch.setattr(pin_module, *((where, kill) if where == "write_pins" else ("write_text", between)))
+        with pytest.raises(Kill):
+            ingest(source, "2025-04", released)
+    ingest(source, "2025-04", released)
+    assert pins(released) == {f"registry:student@v1.10.0#sha256={'3' * 64}"}
+    assert listed_drops(released)[-1] == "2025-04"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "earlier", "said"),
+    [
+        ("pass", True, None),
+        ("no baseline", False, None),
+        ("no baseline", True, "`crt pin v1.10.0`"),
+        ("undecided", True, "certify more test images"),
+        ("fail", True, "is fail, so this is no release"),
+        (None, False, "run `dvc repro`"),
+    ],
+)
+def test_which_verdicts_let_a_student_pass(released, verdict, earlier, said):
+    before = list_releases(released) if earlier else []
+    gate = {"verdict": verdict, "sentences": ["Why."]}
+    config = load(released / "params.yaml")
+    if said is None:
+        _check_gate(gate, before, config)
+        return
+    with pytest.raises(UserError) as error:
+        _check_gate(gate, before, config)
+    assert said in str(error.value)
+
+
+def test_what_is_not_committed_is_not_released(repo):
+    (repo / "params.yaml").write_text((repo / "params.yaml").read_text() + "# a remark\n")
+    with pytest.raises(
+        UserError, match=r"what is not committed cannot be released: `git commit` params\.yaml"
+    ):
+        release(repo)
+    assert run(repo, "git", "tag") == ""
+
+
+@pytest.mark.slow
+def test_what_is_not_reproduced_is_not_released(repo):
+    with pytest.raises(UserError, match="`dvc repro`"):
+        release(repo)
+    assert run(repo, "git", "tag") == ""
+
+
+def test_outside_a_git_repository(tmp_path):
+    with pytest.raises(UserError, match="not a git repository"):
+        list_releases(tmp_path)
