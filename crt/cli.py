@@ -116,6 +116,24 @@ def pin(
 
 
 @app.command()
+def generations(
+    students: Annotated[
+        list[str] | None,
+        typer.Argument(help="Options of conf/student/, e.g. resnet convnext", show_default="all of them"),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("-S", "--set-param", help="Hydra overrides for all of them, e.g. -S sigma=0.5"),
+    ] = None,
+    root: Root = Path(),
+) -> None:
+    """Train and certify several students as DVC experiments; go on when one fails; show one table."""
+    from crt.commands.generations import generations as run
+
+    run(root, students or [], overrides or [])
+
+
+@app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files")],
     model: Annotated[Path, typer.Option(help="A model folder")] = Path("models/student"),
