@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crt.commands.dataset import dvc, has_default_remote, load_params
-from crt.commands.releases import ARTIFACT, Release, git, list_releases
+from crt.commands.releases import ARTIFACT, Release, git, list_releases, next_version
 from crt.config import Config
 from crt.data.drops import first_ten
 from crt.errors import UserError
-
-FIRST = "v1.0.0"
 
 
 def release(root: Path = Path(), bump: Literal["major", "minor", "patch"] = "minor") -> None:
@@ -43,7 +41,7 @@ def release(root: Path = Path(), bump: Literal["major", "minor", "patch"] = "min
     if remote:
         print("pushing models, certificates and data to the default remote", file=sys.stderr)
         dvc(root, "push", quiet=False)
-    made = _register(root, bump, before, found)
+    made = _register(root, next_version(root, bump), found)
     print(f"{made} is registered: {_sentence(found)}")
     if not remote:
         print("its data is on this machine only: `dvc remote add -d NAME URL` and `dvc push` share it")
@@ -110,15 +108,14 @@ def _check_gate(gate: dict[str, Any], before: list[Release], config: Config) -> 
     )
 
 
-def _register(root: Path, bump: str, before: list[Release], found: dict[str, Any]) -> str:
+def _register(root: Path, version: str, found: dict[str, Any]) -> str:
     """The new tag's name."""
     from gto.api import register
     from gto.exceptions import GTOException
 
-    how = {f"bump_{bump}": True} if before else {"version": FIRST}
     message = f"{_sentence(found)}\n\n{json.dumps(found, indent=2, ensure_ascii=False)}\n"
     try:
-        made = register(str(root.resolve()), ARTIFACT, "HEAD", message=message, **how)
+        made = register(str(root.resolve()), ARTIFACT, "HEAD", version=version, message=message)
     except GTOException as error:
         raise UserError(f"the version cannot be registered ({error})") from None
     return str(made.tag)

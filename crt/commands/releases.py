@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from crt.errors import UserError
 from crt.report import formats
 
 ARTIFACT = "student"  # its name in dvc.yaml
+FIRST = "v1.0.0"
+PARTS = ("major", "minor", "patch")
 
 
 @dataclass(frozen=True)
@@ -52,20 +54,35 @@ def git(root: Path, *arguments: str) -> str:
 
 
 def list_releases(root: Path) -> list[Release]:
-    """Registered versions, the newest first (by version); those deregistered with `gto deregister` are left out.
+    """Registered versions, the newest first (by version); those withdrawn with `gto deprecate` are left out.
 
     Raises:
         UserError: `root` is no git repository.
     """
+    return [
+        Release(v.version, v.commit_hexsha, v.created_at, _facts(root, f"{ARTIFACT}@{v.version}"))
+        for v in _versions(root)
+    ]
+
+
+def next_version(root: Path, bump: Literal["major", "minor", "patch"]) -> str:
+    """The version after the newest, counting those that were withdrawn; v1.0.0 after none."""
+    from gto.versions import SemVer
+
+    used = _versions(root, active_only=False)
+    if not used:
+        return FIRST
+    return str(SemVer(used[0].version).bump(**{f"bump_{part}": part == bump for part in PARTS}).version)
+
+
+def _versions(root: Path, active_only: bool = True) -> list[Any]:
+    """GTO's versions, the newest first."""
     from gto.registry import GitRegistry
 
     git(root, "rev-parse", "--git-dir")
     with GitRegistry.from_url(str(root.resolve())) as registry:
-        versions = registry.find_artifact(ARTIFACT, create_new=True).get_versions()
-    return [
-        Release(v.version, v.commit_hexsha, v.created_at, _facts(root, f"{ARTIFACT}@{v.version}"))
-        for v in versions
-    ]
+        artifact = registry.find_artifact(ARTIFACT, create_new=True)
+        return list(artifact.get_versions(active_only=active_only))
 
 
 def find_release(root: Path, version: str) -> Release:

@@ -231,6 +231,7 @@ def setting_rows(results: Results) -> list[tuple[str, list[str]]]:
     ]
     rows.append(("training data", [_plain(role.model["data_fingerprint"]) for role in roles]))
     rows.append(("teacher of it", [_plain(role.model["teacher_fingerprint"]) for role in roles]))
+    rows.append(("started from", [_plain(role.model.get("init_fingerprint")) for role in roles]))
     rows.append(("trained with", [_versions(role.model["versions"]) for role in roles]))
     rows.append(("certified with", [_versions(role.settings["versions"]) for role in roles]))
     return rows

@@ -56,8 +56,8 @@ def fit(
     """Train `recipe`'s network by `method` on the prepared `drops`; `teacher` and `init` are model folders.
 
     Writes the model folder, the log of the epochs (TSV) and the results (JSON): the last epoch's means over the
-    training batches, the seconds, images per second, number of parameters and of epochs, and whether it started from
-    `init`'s weights.
+    training batches, the seconds, images per second, number of parameters, of epochs, of images and of those left out since
+    the method needs labels, and whether it started from `init`'s weights.
 
     A teacher is of no use to some methods, and then left alone. So is an `init` of another architecture, which
     standard error says: then training starts from random weights, as without.
@@ -133,6 +133,8 @@ def fit(
         "train_seconds": progress.seconds,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "epochs": recipe.epochs,
+        "images": batches.count,
+        "unlabelled_left_out": sum(len(store) for store in stores) - batches.count,
         "warm_start": start is not None,
     }
     write_text(files.results, json.dumps(results, indent=2) + "\n")

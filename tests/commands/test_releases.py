@@ -11,7 +11,7 @@ import crt.commands.pin as pin_module
 from crt.commands.ingest import ingest
 from crt.commands.pin import pin, pin_newest
 from crt.commands.release import _check_gate, release
-from crt.commands.releases import list_releases, show_releases
+from crt.commands.releases import list_releases, next_version, show_releases
 from crt.config import load
 from crt.errors import UserError
 
@@ -45,6 +45,14 @@ def test_versions_are_sorted_as_versions_and_known_by_their_weights(released):
     assert [r.version for r in found] == ["v1.10.0", "v1.9.0", "v1.0.0"]
     assert found[0].ref == f"registry:student@v1.10.0#sha256={'3' * 64}"
     assert found[0].commit == run(released, "git", "rev-parse", "HEAD").strip()
+
+
+def test_a_withdrawn_version_is_passed_over_and_never_used_again(released):
+    assert next_version(released, "patch") == "v1.10.1"
+    tag(released, "student@v1.10.0!", "withdrawn")
+    assert [r.version for r in list_releases(released)] == ["v1.9.0", "v1.0.0"]
+    assert next_version(released, "minor") == "v1.11.0"
+    assert next_version(released, "major") == "v2.0.0"
 
 
 def test_a_tag_made_by_hand_is_a_release_without_facts(released, capsys):

@@ -149,7 +149,7 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     alice.run("crt", "pin", "v1.0.0")
     alice.run("dvc", "repro", "baseline", "init")
     assert weights(alice, "baseline") == weights(alice, "init") == first
-    alice.run("gto", "deregister", "student", "v1.2.0")
+    alice.run("gto", "deprecate", "student", "v1.2.0")
     alice.run("crt", "pin", "latest")
     pinned = yaml.safe_load((alice.root / "conf/pinned.yaml").read_text())
     assert pinned["baseline"]["ref"] == pinned["student"]["init"] == shown[1]["ref"]

@@ -217,6 +217,9 @@ def test_images_without_labels_teach_by_transfer_alone(place, teacher, tmp_path)
     assert model.network.bn1.num_batches_tracked == 2 * (64 // 16)
     model, _ = load_model(place.student("method=gaussian", name="labelled", drops=[half]))
     assert model.network.bn1.num_batches_tracked == 2 * (32 // 16)
+    for name, images, left_out in (("half", 64, 0), ("labelled", 32, 32)):
+        results = place.results(name)
+        assert (results["images"], results["unlabelled_left_out"]) == (images, left_out)
     none = drop(tmp_path / "none", count=64, unlabelled=64)
     place.student(teacher=teacher, name="none", drops=[none])
     with pytest.raises(UserError, match="0 labelled training images"):
