@@ -103,6 +103,7 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     bucket = tmp_path / "bucket"
     bucket.mkdir()
     np.savez(bucket / "old.npz", **digits(bob, 5, 1))
+    (bob.root / "incoming").mkdir()
     bob.run("dvc", "import-url", str(bucket), "incoming/current")
     script = re.search(r"```bash\n(.*?)```", (bob.root / "docs/ci.md").read_text(), re.DOTALL)[1]
     (bob.root / "ci").mkdir()
