@@ -182,7 +182,7 @@ class FetchedTeacher(Section):
     # A preset's settings of training lie beside these and are of no use here; other keys are refused below.
     model_config = ConfigDict(extra="allow")
 
-    key: Literal["fetch"]
+    key: Literal["fetch", "released"]
     drop: str  # the drop it is checked on
     ref: str | None  # a model reference
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None  # of the file that ref names
@@ -210,7 +210,7 @@ class FetchedTeacher(Section):
 
 def _origin(teacher: Any) -> str:
     key = teacher.get("key") if isinstance(teacher, dict) else getattr(teacher, "key", None)
-    return _FETCHED if key == "fetch" else _TRAINED
+    return _FETCHED if key in ("fetch", "released") else _TRAINED
 
 
 _TRAINED, _FETCHED = "<trained>", "<fetched>"  # no key of params.yaml looks like that

@@ -109,6 +109,13 @@ def test_a_teacher_is_not_trained_by_transfer(raw):
         validate(broken, "params.yaml")
 
 
+def test_the_pinned_release_can_teach():
+    ref = "registry:student@v1.0.0"
+    _, config = composed(ROOT, ["teacher=released", f'baseline.ref="{ref}"', "student=convnext"])
+    assert config.teacher.ref == config.baseline.ref == ref
+    assert config.student.init is None
+
+
 def test_least_n_is_the_least():
     """n = 10 can just certify at alpha = 0.001: 0.001 ** (1/10) = 0.5012 > 1/2, and 0.001 ** (1/9) = 0.464."""
     _, config = composed(ROOT, ["certify.n=10"])
