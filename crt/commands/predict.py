@@ -8,7 +8,9 @@ from crt.certification.certificate import Certificate
 from crt.certification.run import to_unit
 from crt.certification.smoothing import SmoothedClassifier
 from crt.certification.votes import Precision, resolve_device
+from crt.data.drops import first_ten
 from crt.data.images import ImageFormat, decode_image
+from crt.errors import UserError
 from crt.models.checkpoint import load_model
 
 
@@ -34,6 +36,8 @@ def predict(
     Raises:
         UserError: no model, an image that cannot be read or does not fit, or numbers that cannot certify anything.
     """
+    if missing := [str(path) for path in images if not path.is_file()]:
+        raise UserError(f"no such image file: {first_ten(missing)}")
     place = resolve_device(device)
     classifier, info = load_model(model)
     smoothed = SmoothedClassifier(

@@ -28,7 +28,8 @@ def table(results: Results) -> list[str]:
     roles = results.roles
     rows: list[list[str]] = [["", *(role.name for role in roles)]]
     rows.append(["architecture", *(role.model["arch"] for role in roles)])
-    rows.append(["ACR", *(formats.radius(role.metrics["acr"]) for role in roles)])
+    bound = " (at least)" if roles[0].metrics["acr_is_lower_bound"] else ""
+    rows.append([f"ACR{bound}", *(formats.radius(role.metrics["acr"]) for role in roles)])
     rows.append(
         ["smoothed accuracy", *(formats.percent(role.metrics["smoothed_accuracy"]) for role in roles)]
     )

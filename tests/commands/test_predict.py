@@ -95,6 +95,11 @@ def test_bad_images_are_named_before_anything_is_printed(
     assert capsys.readouterr().out == ""
 
 
+def test_missing_images_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such image file: .*gone\.png$"):
+        predict([tmp_path / "gone.png"], folder)
+
+
 def test_no_model_is_named(folder: Path) -> None:
     with pytest.raises(UserError, match=r"holds no model\.json"):
         predict([folder / "0.png"], folder / "nothing", device="cpu")

@@ -1,0 +1,54 @@
+"""`crt show`: what stands in the table is what stands in the results."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from results_folder import DROPS, make_results
+
+from crt.commands.show import show, table
+from crt.errors import UserError
+from crt.report.load import load_results
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def cells(lines: list[str]) -> dict[str, list[str]]:
+    split = [re.split(r"\s{2,}", line.strip()) for line in lines]
+    return {first: rest for first, *rest in split[1:]}
+
+
+def test_numbers_stand_under_their_role(tmp_path):
+    root = make_results(tmp_path / "root", mode="exact")
+    lines = table(load_results(root, DROPS))
+    assert lines[0].split() == ["teacher", "student", "baseline"]
+    found = cells(lines)
+    for place, role in enumerate(("teacher", "student", "baseline")):
+        metrics = json.loads((root / f"results/certify/{role}.json").read_text())
+        assert found["ACR"][place] == f"{metrics['acr']:.3f}"
+        for radius, share in metrics["certified_accuracy"].items():
+            assert found[f"certified accuracy at {radius}"][place] == f"{100 * share:.1f} %"
+    assert found["parameters"] == ["271,000", "11,170,000", "–"]
+
+
+def test_an_adaptive_acr_is_called_a_bound(tmp_path):
+    lines = table(load_results(make_results(tmp_path / "root", mode="adaptive"), DROPS))
+    assert "ACR (at least)" in cells(lines)
+
+
+def test_the_whole_page(tmp_path, capsys):
+    root = make_results(tmp_path / "root", baseline=None)
+    shutil.copy(ROOT / "params.yaml", root / "params.yaml")
+    show(root)
+    out = capsys.readouterr().out
+    assert "baseline" not in out.splitlines()[0]
+    assert "No baseline is pinned" in out
+    assert str((root / "report/index.html").resolve()) in out
+
+
+def test_before_the_first_run(tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
+    with pytest.raises(UserError, match="run `dvc repro`"):
+        show(tmp_path)
