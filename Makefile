@@ -39,7 +39,7 @@ clean: ## Remove the virtual environment and resume files (never data or results
 $(VENV)/.installed: pyproject.toml requirements.lock
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
-	-@git config merge.crt.driver "'$(CURDIR)/$(VENV)/bin/crt' merge-driver %O %A %B %P"
+	-@git config merge.crt.driver "$(VENV)/bin/crt merge-driver %O %A %B %P" # git runs it in the root; no quotes: DVC reads this file
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

@@ -15,8 +15,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _project(root: Path) -> Path:
+    if not (root / "dvc.yaml").is_file():
+        raise UserError(
+            f"{root.resolve()} is not the root of a project (no dvc.yaml): go there, or name it with --root"
+        )
+    return root
+
+
 Root = Annotated[
-    Path, typer.Option("--root", help="The repository's root.", show_default="the current folder")
+    Path,
+    typer.Option(
+        "--root", help="The repository's root.", show_default="the current folder", callback=_project
+    ),
 ]
 
 

@@ -51,10 +51,10 @@ def ingest(source: Path, drop: str, root: Path = Path()) -> None:
     data = load_params(root).data
     listed = read_dataset(root)["drops"]
     target = root / "data" / "train" / drop
-    if drop in listed and drop in data.drops:
-        raise UserError(
-            f"the drop {drop!r} exists already: choose another name, or remove it with `crt drop-data {drop}`"
-        )
+    known = drop in listed and drop in data.drops
+    taken = f"the drop {drop!r} exists already: choose another name, or remove it with `crt drop-data {drop}`"
+    if known and not target.exists():
+        raise UserError(taken)
 
     _pull_missing(root)
     classes = read_classes(root / "data", data.num_classes)
@@ -63,8 +63,11 @@ def ingest(source: Path, drop: str, root: Path = Path()) -> None:
         arrived = Arrived(root, data.drops)
         summary = _check(aside, source, root, classes, data, arrived.look)
         if target.exists() and not same_tree(aside, target):  # the same: an earlier run was killed
+            if known:
+                raise UserError(taken)
             raise UserError(
-                f"{target} exists, with other contents than {source}, but is no drop yet: move it elsewhere first"
+                f"{target} exists, with other contents than {source}, but is no drop yet: run the `crt ingest` that "
+                "was killed once more, or move it elsewhere first"
             )
 
     leave_sample_remote(root)

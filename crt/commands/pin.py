@@ -7,7 +7,9 @@ from typing import Any
 from crt.commands.dataset import changed_params, load_params
 from crt.commands.releases import ARTIFACT, find_release, list_releases
 from crt.data.files import write_text
-from crt.models.locate import parse
+from crt.errors import UserError
+from crt.models.fetch import sha256_of
+from crt.models.locate import locate, parse, weights_of
 
 OWN = f"registry:{ARTIFACT}@"  # how references to this repository's releases begin
 
@@ -27,16 +29,27 @@ def pin(what: str, root: Path = Path()) -> None:
     Raises:
         UserError: there is no such release, or the reference has an unknown form. Nothing is changed then.
     """
-    if what == "none":
-        ref = None
-    elif ":" in what:
-        ref = what
-        parse(ref)
-    else:
-        ref = find_release(root, what).ref
+    ref = None if what == "none" else _reference(what, root)
     write_pins(root, ref)
     print(f"{'nothing' if ref is None else ref} is pinned, as baseline and as start of training")
     print("next: `dvc repro`, then `git commit` conf/pinned.yaml and params.yaml with the results")
+
+
+def _reference(what: str, root: Path) -> str:
+    own, _, pinned = what.partition("#")
+    if own.startswith(OWN) and not pinned:
+        what = own.removeprefix(OWN)
+    if ":" not in what:
+        return find_release(root, what.removeprefix(f"{ARTIFACT}@")).ref
+    ref = parse(what)
+    if ref.form == "path":
+        place = locate(ref, root, root)
+        if ref.sha256 is None:
+            raise UserError(
+                f"{what} can change, and then the gate would compare with another model: "
+                f"write it as {what}#sha256={sha256_of(weights_of(place))}"
+            )
+    return what
 
 
 def pin_newest(root: Path) -> str | None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crt.commands.dataset import dvc, has_default_remote, load_params
-from crt.commands.releases import ARTIFACT, Release, git, list_releases, next_version
+from crt.commands.releases import ARTIFACT, Release, git, list_releases, next_version, withdrawn_at
 from crt.config import Config
 from crt.data.drops import first_ten
 from crt.errors import UserError
+
+OURS = ("conf", "crt", "results", "stages")  # where files that git does not know yet belong to the student
 
 
 def release(root: Path = Path(), bump: Literal["major", "minor", "patch"] = "minor") -> None:
@@ -26,9 +28,18 @@ def release(root: Path = Path(), bump: Literal["major", "minor", "patch"] = "min
             already, or the remote cannot be reached. Nothing is tagged then.
     """
     config = load_params(root)
+    _check_author(root)
     _check_committed(root)
     _check_up_to_date(root)
     before = list_releases(root)
+    head = git(root, "rev-parse", "HEAD").strip()
+    for old in before:
+        if old.commit == head:  # made by an earlier run, which was perhaps killed before it said so
+            print(f"this commit is {old.tag} already")
+            _say_next(old.tag)
+            return
+    if withdrawn := withdrawn_at(root, head):
+        raise UserError(f"this commit is {withdrawn}, which was withdrawn: retrain and commit first")
     gate = _read(root / "results/gate.json")
     _check_gate(gate, before, config)
     found = facts(root, config, gate)
@@ -45,7 +56,11 @@ def release(root: Path = Path(), bump: Literal["major", "minor", "patch"] = "min
     print(f"{made} is registered: {_sentence(found)}")
     if not remote:
         print("its data is on this machine only: `dvc remote add -d NAME URL` and `dvc push` share it")
-    print(f"next: `git push origin HEAD {made}` shares it; `crt ingest` compares with it from now on")
+    _say_next(made)
+
+
+def _say_next(tag: str) -> None:
+    print(f"next: `git push --atomic origin HEAD {tag}` shares it; `crt ingest` compares with it from now on")
 
 
 def facts(root: Path, config: Config, gate: dict[str, Any]) -> dict[str, Any]:
@@ -74,9 +89,19 @@ def facts(root: Path, config: Config, gate: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _check_author(root: Path) -> None:
+    for key in ("user.name", "user.email"):
+        try:
+            git(root, "config", key)
+        except UserError:
+            raise UserError(f"git does not know whose release this is: `git config {key} ...`") from None
+
+
 def _check_committed(root: Path) -> None:
     git(root, "rev-parse", "HEAD")
     changed = [line[3:] for line in git(root, "status", "--porcelain", "--untracked-files=no").splitlines()]
+    new = git(root, "status", "--porcelain", "--untracked-files=all", "--", *OURS)
+    changed += [line[3:] for line in new.splitlines() if line.startswith("??")]
     if changed:
         raise UserError(
             f"what is not committed cannot be released: `git commit` {first_ten(changed)}, then run again"

@@ -75,6 +75,15 @@ def next_version(root: Path, bump: Literal["major", "minor", "patch"]) -> str:
     return str(SemVer(used[0].version).bump(**{f"bump_{part}": part == bump for part in PARTS}).version)
 
 
+def withdrawn_at(root: Path, commit: str) -> str | None:
+    """The withdrawn version of that commit, which GTO would have come back under its old name."""
+    active = {version.version for version in _versions(root)}
+    for version in _versions(root, active_only=False):
+        if version.commit_hexsha == commit and version.version not in active:
+            return str(version.version)
+    return None
+
+
 def _versions(root: Path, active_only: bool = True) -> list[Any]:
     """GTO's versions, the newest first."""
     from gto.registry import GitRegistry
@@ -100,7 +109,10 @@ def find_release(root: Path, version: str) -> Release:
         if version in ("latest", release.version):
             return release
     known = ", ".join(release.version for release in found)
-    raise UserError(f"there is no release {version!r}: choose one of {known}, or `git fetch --tags`")
+    raise UserError(
+        f"there is no release {version!r}: choose one of {known}, latest, none or a model reference "
+        "(path:PLACE#sha256=..., registry:...), or `git fetch --tags`"
+    )
 
 
 def show_releases(root: Path, *, json_lines: bool = False) -> None:

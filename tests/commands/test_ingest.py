@@ -282,8 +282,13 @@ def test_after_kills_the_same_command_ends_what_was_begun(repo, tmp_path, monkey
     assert tree(repo / "data" / "train" / "2025-04") == tree(source)
     assert not aside.exists()
     assert run(repo, "dvc", "status", "-q", "data.dvc") == ""
+    # A kill after the last step, or a doubt: the same again changes nothing, another delivery is refused.
+    before = state(repo)
+    ingest(source, "2025-04", repo)
+    assert state(repo) == before
     with pytest.raises(UserError, match="exists already"):
-        ingest(source, "2025-04", repo)
+        ingest(delivery(tmp_path / "other", first_seed=900), "2025-04", repo)
+    assert state(repo) == before
 
 
 def prepared_remains(repo, drop):

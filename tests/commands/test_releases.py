@@ -71,8 +71,10 @@ def test_pinning_changes_the_pins_alone(released, capsys):
     from crt.commands.compose import composed
 
     assert composed(released, [])[0] == (released / "params.yaml").read_text()
-    pin("path:elsewhere/model", released)
-    assert pins(released) == {"path:elsewhere/model"}
+    for same in ("student@v1.9.0", "registry:student@v1.9.0"):
+        pin("none", released)
+        pin(same, released)
+        assert pins(released) == {f"registry:student@v1.9.0#sha256={'2' * 64}"}
     pin("none", released)
     assert pins(released) == {None}
     assert yaml.safe_load((released / "params.yaml").read_text()) == before
@@ -83,6 +85,8 @@ def test_pinning_changes_the_pins_alone(released, capsys):
     [
         ("v3.0.0", r"no release 'v3\.0\.0': choose one of v1\.10\.0, v1\.9\.0, v1\.0\.0"),
         ("nowhere:x", "unknown form"),
+        ("registry:student@v3.0.0", r"no release 'v3\.0\.0'"),
+        ("path:nowhere", "is no file and holds no model"),
     ],
 )
 def test_what_cannot_be_pinned_changes_nothing(released, what, said):
@@ -106,10 +110,18 @@ def test_ingest_pins_the_newest_and_says_so(released, tmp_path, capsys):
     assert pin_newest(released) is None  # it is
 
 
-def test_a_reference_to_elsewhere_stays(released, tmp_path):
-    pin("path:elsewhere/model", released)
+def test_a_path_is_pinned_by_its_hash_and_stays(released):
+    """Else the pipeline's own output could be the baseline that it is compared with."""
+    (released / "elsewhere.safetensors").write_bytes(b"weights")
+    with pytest.raises(
+        UserError, match=r"can change.*write it as path:elsewhere\.safetensors#sha256="
+    ) as error:
+        pin("path:elsewhere.safetensors", released)
+    ref = str(error.value).split("write it as ")[1]
+    pin(ref, released)
+    assert pins(released) == {ref}
     assert pin_newest(released) is None
-    assert pins(released) == {"path:elsewhere/model"}
+    assert pins(released) == {ref}
 
 
 @pytest.mark.parametrize("where", ["write_pins", "params.yaml", "set_drops"])
@@ -164,7 +176,40 @@ def test_which_verdicts_let_a_student_pass(released, verdict, earlier, said):
     assert said in str(error.value)
 
 
+def author(repo):
+    for key, value in (("user.name", "t"), ("user.email", "t@example.org")):
+        run(repo, "git", "config", key, value)
+
+
+def test_a_release_has_an_author(repo, monkeypatch):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
+    with pytest.raises(UserError, match=r"whose release this is: `git config user\.name"):
+        release(repo)
+
+
+def test_a_metric_that_git_does_not_know_is_not_released(repo):
+    author(repo)
+    (repo / "results").mkdir()
+    (repo / "results/new.json").write_text("{}")
+    with pytest.raises(UserError, match=r"cannot be released: `git commit` results/new\.json"):
+        release(repo)
+
+
+def test_a_release_said_again_is_no_other(released, monkeypatch, capsys):
+    author(released)
+    monkeypatch.setattr("crt.commands.release._check_up_to_date", lambda root: None)
+    tags = run(released, "git", "tag")
+    release(released)
+    assert "this commit is student@v1.10.0 already" in capsys.readouterr().out
+    assert run(released, "git", "tag") == tags
+    tag(released, "student@v1.10.0!", "withdrawn")
+    with pytest.raises(UserError, match=r"this commit is v1\.10\.0, which was withdrawn"):
+        release(released)
+
+
 def test_what_is_not_committed_is_not_released(repo):
+    author(repo)
     (repo / "params.yaml").write_text((repo / "params.yaml").read_text() + "# a remark\n")
     with pytest.raises(
         UserError, match=r"what is not committed cannot be released: `git commit` params\.yaml"
@@ -175,6 +220,7 @@ def test_what_is_not_committed_is_not_released(repo):
 
 @pytest.mark.slow
 def test_what_is_not_reproduced_is_not_released(repo):
+    author(repo)
     with pytest.raises(UserError, match="`dvc repro`"):
         release(repo)
     assert run(repo, "git", "tag") == ""
