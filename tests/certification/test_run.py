@@ -106,7 +106,7 @@ import json, os, random, signal, sys, time
 sys.path.insert(0, {here!r})
 from pathlib import Path
 import torch
-from certification_toy import certify, without_time
+from certification_toy import COUNT, certify, without_time
 torch.set_num_threads(1)
 folder, mode = Path(sys.argv[1]), sys.argv[2]
 random.seed(0)
@@ -123,7 +123,7 @@ began = time.perf_counter()
 assert os.waitpid(start(folder / "whole"), 0)[1] == 0
 duration = time.perf_counter() - began
 kills, kept, cycle = 0, [], 0
-while kills < 15:
+while kills < 15 or len({{count for count in kept if 0 < count < COUNT}}) < 3:  # on a busy machine some come too early
     out, before = folder / str(cycle), 0
     while True:
         pid = start(out)
@@ -144,7 +144,7 @@ print(json.dumps([kills, kept]))
 
 @pytest.mark.parametrize("mode", ["exact", "adaptive"])
 def test_killed_at_random_moments_ends_with_the_same_file(tmp_path: Path, mode: str) -> None:
-    """A real SIGKILL each time, until a run gets through; again, until there were 15."""
+    """A real SIGKILL each time, until a run gets through; again, until there were 15, at three different places."""
     script = tmp_path / "killer.py"
     script.write_text(KILLER.format(here=str(TOY.parent)))
     done = subprocess.run(
