@@ -16,16 +16,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from crt.certification.run import Settings, certify_store
+from certified import certified_metrics
+
 from crt.commands.compose import composed
 from crt.config import Config
 from crt.data.drops import read_classes
 from crt.data.images import ImageFormat
 from crt.data.prepare import prepare_drop
 from crt.data.store import open_store, read_hashes
-from crt.evaluation.certificates import read_certificates
-from crt.evaluation.metrics import compute_metrics
-from crt.models.checkpoint import load_model, model_fingerprint
 from crt.training.fit import Files, fit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,30 +95,10 @@ def run(label: str, row: Row, seed: int, drops: list[Path], test: Path, models: 
     )
     seconds = time.perf_counter() - start
 
-    model, info = load_model(files.model)
     certify = config.certify
-    settings = Settings(
-        sigma=SIGMA,
-        mode="exact",
-        n0=certify.n0,
-        n=N,
-        alpha=certify.alpha,
-        radii=tuple(certify.radii),
-        seed=0,
-        stride=1,
-        max_images=None,
-        skip_misclassified=False,
-        allow_sigma_mismatch=False,
-        precision="float32",
-        compile=False,
-        device="cpu",
-        batch_size=None,
+    metrics = certified_metrics(
+        files.model, test, folder / "certificates.tsv", config, n0=certify.n0, n=N, alpha=certify.alpha
     )
-    out = folder / "certificates.tsv"
-    certify_store(
-        model, info, model_fingerprint(files.model), open_store(test), settings, out, folder / "certify"
-    )
-    metrics = compute_metrics(read_certificates(out))
     return Outcome(metrics["acr"], metrics["smoothed_accuracy"], seconds)
 
 

@@ -8,7 +8,6 @@ run goes on where it was. The teacher is a model folder for the same classes and
 """
 
 import argparse
-import hashlib
 import itertools
 import json
 import os
@@ -19,15 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from certified import certified_metrics
 
-from crt.certification.run import Settings, certify_store
 from crt.commands.compose import composed
 from crt.config import Config
-from crt.data.files import replacing, write_text
+from crt.data.files import write_text
+from crt.data.images import ImageFormat
+from crt.data.prepare import prepare_drop
 from crt.data.store import Store, open_store
-from crt.evaluation.certificates import read_certificates
-from crt.evaluation.metrics import compute_metrics
-from crt.models.checkpoint import load_model, model_fingerprint
+from crt.models.checkpoint import load_info
 from crt.training.fit import Files, fit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,47 +89,32 @@ def make_drops(sources: list[Store], per_drop: int, folder: Path) -> list[Path]:
             continue
         chosen = np.sort(order[d * per_drop : (d + 1) * per_drop])
         parts = [chosen[(chosen >= a) & (chosen < b)] - a for a, b in itertools.pairwise(starts)]
-        images = np.concatenate([s.images[p] for s, p in zip(sources, parts, strict=True)])
-        labels = np.concatenate([s.labels[p] for s, p in zip(sources, parts, strict=True)])
-        digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+        raw = folder / "raw" / path.name
+        raw.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            raw / "images.npz",
+            images=np.concatenate([s.images[p] for s, p in zip(sources, parts, strict=True)]),
+            labels=np.concatenate([s.labels[p] for s, p in zip(sources, parts, strict=True)]),
+        )
         first = sources[0]
-        meta = {
-            "format": 1,
-            "fingerprint": digest,
-            "classes": first.classes,
-            "image_size": first.image_size,
-            "channels": first.channels,
-            "count": per_drop,
-        }
-        with replacing(path) as aside:
-            np.save(aside / "images.npy", images)
-            np.save(aside / "labels.npy", labels)
-            (aside / "meta.json").write_text(json.dumps(meta))
+        fmt = ImageFormat(first.channels, first.image_size, "none")
+        prepare_drop(raw, path, classes=first.classes, fmt=fmt)
     return paths
 
 
 def certify(folder: Path, test: Path, out: Path, config: Config) -> dict[str, float]:
-    model, info = load_model(folder)
-    store = open_store(test)
-    settings = Settings(
-        sigma=info.sigma,
-        mode="exact",
-        n0=100,
+    stride = max(1, len(open_store(test)) // IMAGES)
+    metrics = certified_metrics(
+        folder,
+        test,
+        out,
+        config,
         n=N,
-        alpha=0.001,
-        radii=tuple(config.certify.radii),
-        seed=0,
-        stride=max(1, len(store) // IMAGES),
+        stride=stride,
         max_images=IMAGES,
         skip_misclassified=True,
-        allow_sigma_mismatch=False,
         precision="int8",
-        compile=False,
-        device=config.runtime.device,
-        batch_size=None,
     )
-    certify_store(model, info, model_fingerprint(folder), store, settings, out, out.parent / "work")
-    metrics = compute_metrics(read_certificates(out))
     return {"acr": metrics["acr"], **{f"at {r}": v for r, v in metrics["certified_accuracy"].items()}}
 
 
@@ -208,7 +192,7 @@ def main() -> None:
         write_text(
             known, json.dumps(certify(args.teacher, test, args.work / "teacher" / "certificates.tsv", config))
         )
-    _, info = load_model(args.teacher)
+    info = load_info(args.teacher)
     what = (
         f"`cifar_resnet20`, batch {BATCH}, SGD at 0.1 (0.05 from a release), cosine, sigma {info.sigma:g}; teacher: "
         f"{info.arch}, {info.method}. {args.per_drop:,} images per drop; {IMAGES} test images, exact certification in "

@@ -12,7 +12,8 @@ from crt.training.fit import Files, fit
 
 def main(config: Config) -> None:
     drops = [Path("prepared/train") / drop for drop in config.data.drops]
-    teacher, init = Path("models/teacher"), Path("models/init")
+    teacher, release = Path("models/teacher"), Path("models/init")
+    init = release if is_pinned(release) else None
     work = work_dir(
         "student",
         config.student.model_dump(),
@@ -23,21 +24,12 @@ def main(config: Config) -> None:
         config.runtime.model_dump(),
         [open_store(drop).fingerprint for drop in drops],
         model_fingerprint(teacher),
-        model_fingerprint(init) if is_pinned(init) else None,
+        None if init is None else model_fingerprint(init),
     )
     files = Files(
         Path("models/student"), Path("results/student/training.tsv"), Path("results/student.json"), work
     )
-    fit(
-        "student",
-        config,
-        config.student,
-        config.method,
-        drops,
-        teacher,
-        files,
-        init if is_pinned(init) else None,
-    )
+    fit("student", config, config.student, config.method, drops, teacher, files, init)
 
 
 if __name__ == "__main__":

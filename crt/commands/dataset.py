@@ -197,13 +197,22 @@ def changed_params(root: Path, change: Callable[[dict[str, Any]], None]) -> tupl
     Raises:
         UserError: it does not fit its schema.
     """
-    from omegaconf import OmegaConf
-
     path = root / "params.yaml"
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     change(raw)
-    config = validate(raw, str(path))
-    return OmegaConf.to_yaml(OmegaConf.create(raw)), config  # the writer that DVC uses
+    return params_text(raw, str(path))
+
+
+def params_text(raw: Any, source: str) -> tuple[str, Config]:
+    """The text of params.yaml with this content, as DVC's writer has it, and what it holds; `source` names it in errors.
+
+    Raises:
+        UserError: it does not fit its schema.
+    """
+    from omegaconf import OmegaConf
+
+    config = validate(raw, source)
+    return OmegaConf.to_yaml(OmegaConf.create(raw)), config
 
 
 def load_params(root: Path) -> Config:

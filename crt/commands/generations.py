@@ -15,6 +15,7 @@ import yaml
 
 from crt.commands.compose import composed
 from crt.commands.dataset import dvc
+from crt.commands.tables import aligned
 from crt.errors import UserError
 from crt.report import formats
 
@@ -30,12 +31,11 @@ def generations(root: Path, students: Sequence[str], overrides: Sequence[str]) -
         UserError: an option does not exist or does not fit, or a student failed (after all others have run).
     """
     students = list(students) or sorted(path.stem for path in (root / "conf/student").glob("*.yaml"))
-    wanted = {
-        student: _params(root, student, overrides) for student in students
-    }  # all, before the first runs
-    failed = []
-    for student in students:
-        if _find(_experiments(root), wanted[student]) is not None:
+    # All are composed before the first runs.
+    wanted = {student: _params(root, student, overrides) for student in students}
+    there, failed = _experiments(root), []
+    for student, params in wanted.items():
+        if _find(there, params) is not None:
             print(f"{student}: is there already", file=sys.stderr)
             continue
         print(f"{student}: `dvc exp run`", file=sys.stderr, flush=True)
@@ -44,7 +44,7 @@ def generations(root: Path, students: Sequence[str], overrides: Sequence[str]) -
         if subprocess.run(command, cwd=root, stdout=sys.stderr).returncode:
             failed.append(student)
     found = _experiments(root)
-    for line in table({student: _find(found, wanted[student]) for student in students}, found):
+    for line in table({student: _find(found, params) for student, params in wanted.items()}, found):
         print(line)
     if failed:
         raise UserError(
@@ -68,7 +68,6 @@ def table(chosen: dict[str, Experiment | None], others: Sequence[Experiment]) ->
     for student, experiment in chosen.items():
         results = "results/certify/student.json"
         accuracy = _metric(experiment, results, "certified_accuracy") or {}
-        acr = _metric(experiment, results, "acr")
         share = _metric(experiment, "results/gate.json", "vs_teacher", "acr_share")
         seconds = _metric(experiment, "results/student.json", "train_seconds")
         cost = _cost(experiment, others)
@@ -78,20 +77,13 @@ def table(chosen: dict[str, Experiment | None], others: Sequence[Experiment]) ->
                 _param(experiment, "student", "arch") or formats.MISSING,
                 formats.count(_metric(experiment, "results/student.json", "parameters")),
                 formats.duration(seconds),
-                formats.MISSING if acr is None else formats.radius(acr),
+                formats.radius(_metric(experiment, results, "acr")),
                 formats.MISSING if share is None else f"{share:.3f}",
                 *(formats.percent(accuracy.get(radius)) for radius in radii),
                 formats.MISSING if cost is None else f"{cost:.2f}",
             ]
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return aligned(rows, left=2)
 
 
 def _params(root: Path, student: str, overrides: Sequence[str]) -> dict[str, Any]:

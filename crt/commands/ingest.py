@@ -60,7 +60,7 @@ def ingest(source: Path, drop: str, root: Path = Path()) -> None:
     classes = read_classes(root / "data", data.num_classes)
     with replacing(target) as aside:
         _copy(source, aside, classes)
-        arrived = Arrived(root, data.drops)
+        arrived = Arrived(root, [name for name in data.drops if name != drop])
         summary = _check(aside, source, root, classes, data, arrived.look)
         if target.exists() and not same_tree(aside, target):  # the same: an earlier run was killed
             if known:

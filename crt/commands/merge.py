@@ -14,7 +14,7 @@ import yaml
 from crt.data.files import write_text
 from crt.errors import UserError
 
-_ABSENT = object()
+_ABSENT, _BOTH = object(), object()
 
 
 class ConflictError(Exception):
@@ -53,10 +53,8 @@ def merge_values(base: Any, ours: Any, theirs: Any, where: str = "") -> Any:
     Raises:
         ConflictError: both sides changed one value in different ways; it is named.
     """
-    if theirs in (base, ours):
-        return ours
-    if ours == base:
-        return theirs
+    if (chosen := _changed_side(base, ours, theirs)) is not _BOTH:
+        return chosen
     if isinstance(ours, dict) and isinstance(theirs, dict):
         before = base if isinstance(base, dict) else {}
         merged = {}
@@ -73,28 +71,22 @@ def merge_values(base: Any, ours: Any, theirs: Any, where: str = "") -> Any:
     raise ConflictError(f"both sides changed {where or 'it'}")
 
 
-def _merged_lock(base: Any, ours: Any, theirs: Any) -> dict[str, Any]:
-    """dvc.lock without the stages that both sides ran differently."""
-    merged: dict[str, Any] = {key: value for key, value in ours.items() if key != "stages"}
-    stages = {}
-    sides = [side.get("stages", {}) for side in (base or {}, ours, theirs)]
-    for name in [*sides[1], *(name for name in sides[2] if name not in sides[1])]:
-        try:
-            found = _whole(*(side.get(name, _ABSENT) for side in sides))
-        except ConflictError:
-            continue
-        if found is not _ABSENT:
-            stages[name] = found
-    return merged | {"stages": stages}
-
-
-def _whole(base: Any, ours: Any, theirs: Any) -> Any:
-    """One side's version, where the other left it alone: a stage's record is never a mixture."""
+def _changed_side(base: Any, ours: Any, theirs: Any) -> Any:
+    """The version of the side that changed it, whole; _BOTH: the two changed it in different ways."""
     if theirs in (base, ours):
         return ours
-    if ours == base:
-        return theirs
-    raise ConflictError
+    return theirs if ours == base else _BOTH
+
+
+def _merged_lock(base: Any, ours: Any, theirs: Any) -> dict[str, Any]:
+    """dvc.lock without the stages that both sides ran differently: a stage's record is never a mixture."""
+    before, mine, other = (side.get("stages", {}) for side in (base or {}, ours, theirs))
+    stages = {}
+    for name in [*mine, *(name for name in other if name not in mine)]:
+        chosen = _changed_side(*(side.get(name, _ABSENT) for side in (before, mine, other)))
+        if chosen is not _BOTH and chosen is not _ABSENT:
+            stages[name] = chosen
+    return {**ours, "stages": stages}
 
 
 def _merged_dataset(base: Path, ours: Path, theirs: Path) -> str:
@@ -108,13 +100,10 @@ def _merged_dataset(base: Path, ours: Path, theirs: Path) -> str:
 
 
 def _merged_params(base: Path, ours: Path, theirs: Path) -> str:
-    from omegaconf import OmegaConf
-
-    from crt.config import validate
+    from crt.commands.dataset import params_text
 
     merged = merge_values(*map(_yaml, (base, ours, theirs)))
-    validate(merged, "the merged params.yaml")
-    return OmegaConf.to_yaml(OmegaConf.create(merged))
+    return params_text(merged, "the merged params.yaml")[0]
 
 
 def _merged_record(base: Any, ours: Any, theirs: Any, root: Path) -> str:
@@ -126,13 +115,16 @@ def _merged_record(base: Any, ours: Any, theirs: Any, root: Path) -> str:
     """
     sides = [dict(side["outs"][0]) if side else {} for side in (base, ours, theirs)]
     hashes = [side.pop("md5", None) for side in sides]
-    sizes = [side.pop("size", 0) for side in sides]
+    sizes = [side.pop("size", None) for side in sides]
     for side in sides:
         side.pop("nfiles", None)
     merged = merge_values(sides[0], sides[1], sides[2])
     digest, count = _merged_tree(hashes, [side.get("remote") for side in sides], root)
-    # The size is for people, and follows from the files that both sides added, unless both added the same ones.
-    out = {"md5": digest, "size": sizes[1] + sizes[2] - sizes[0], "nfiles": count} | merged
+    out = {"md5": digest, "nfiles": count} | merged
+    if (
+        None not in sizes
+    ):  # for people; DVC writes none after `dvc add` of a part. Wrong if both added the same file.
+        out["size"] = sizes[1] + sizes[2] - sizes[0]
     return _dump({**ours, "outs": [out]})
 
 

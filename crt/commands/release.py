@@ -13,6 +13,7 @@ from crt.commands.releases import ARTIFACT, Release, git, list_releases, next_ve
 from crt.config import Config
 from crt.data.drops import first_ten
 from crt.errors import UserError
+from crt.report.load import read_json
 
 OURS = ("conf", "crt", "results", "stages")  # where files that git does not know yet belong to the student
 
@@ -40,7 +41,7 @@ def release(root: Path = Path(), bump: Literal["major", "minor", "patch"] = "min
             return
     if withdrawn := withdrawn_at(root, head):
         raise UserError(f"this commit is {withdrawn}, which was withdrawn: retrain and commit first")
-    gate = _read(root / "results/gate.json")
+    gate = read_json(root / "results/gate.json")
     _check_gate(gate, before, config)
     found = facts(root, config, gate)
     for old in before:
@@ -71,7 +72,7 @@ def facts(root: Path, config: Config, gate: dict[str, Any]) -> dict[str, Any]:
 
     folder = root / "models" / "student"
     info = load_info(folder)
-    metrics = _read(root / "results/certify/student.json")
+    metrics = read_json(root / "results/certify/student.json")
     return {
         "arch": info.arch,
         "sigma": info.sigma,
@@ -153,11 +154,3 @@ def _sentence(found: dict[str, Any]) -> str:
         f"{100 * share:.1f} % at {radius}" for radius, share in found["certified_accuracy"].items()
     )
     return f"{found['arch']}, ACR {found['acr']:.4f}, certified {certified}, gate: {found['gate']}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run `dvc repro`") from None
-    return found

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from crt.commands.tables import aligned
 from crt.errors import UserError
 from crt.report import formats
 
@@ -77,9 +78,8 @@ def next_version(root: Path, bump: Literal["major", "minor", "patch"]) -> str:
 
 def withdrawn_at(root: Path, commit: str) -> str | None:
     """The withdrawn version of that commit, which GTO would have come back under its old name."""
-    active = {version.version for version in _versions(root)}
     for version in _versions(root, active_only=False):
-        if version.commit_hexsha == commit and version.version not in active:
+        if version.commit_hexsha == commit and not version.is_active:
             return str(version.version)
     return None
 
@@ -139,16 +139,15 @@ def show_releases(root: Path, *, json_lines: bool = False) -> None:
                 row["version"],
                 row["created"][:10],
                 row["commit"][:8],
-                row["arch"] or "?",
+                row["arch"] or formats.MISSING,
                 _drops(row["drops"]),
-                "?" if row["acr"] is None else formats.radius(row["acr"]),
+                formats.radius(row["acr"]),
                 *accuracy,
-                row["gate"] or "?",
+                row["gate"] or formats.MISSING,
             ]
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    for text in aligned(lines, left=len(lines[0])):
+        print(text)
 
 
 def _row(root: Path, release: Release) -> dict[str, Any]:
@@ -171,7 +170,7 @@ def _row(root: Path, release: Release) -> dict[str, Any]:
 
 def _drops(names: list[str]) -> str:
     if not names:
-        return "?"
+        return formats.MISSING
     return names[0] if len(names) == 1 else f"{len(names)}, to {names[-1]}"
 
 

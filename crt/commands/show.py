@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from crt import config
+from crt.commands.tables import aligned
 from crt.report import formats
 from crt.report.load import Results, load_results
 
@@ -40,11 +41,4 @@ def table(results: Results) -> list[str]:
     for name, key in (("training", "train_seconds"), ("parameters", "parameters")):
         form = formats.duration if key.endswith("seconds") else formats.count
         rows.append([name, *(form(role.training.get(key)) for role in roles)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    return aligned(rows, left=1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import stats
 
-SIZE = 1000  # images of a sample; enough to see a shift of a tenth of a standard deviation
+SIZE = 1000  # images of a sample; of 100 shifts by a quarter of a standard deviation 93 are found (simulated)
 UNLIKELY = 0.001
 
 

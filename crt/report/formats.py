@@ -42,9 +42,9 @@ def points_range(interval: Sequence[float]) -> str:
     return f"{points(interval[0])} … {points(interval[1])}"
 
 
-def radius(value: float) -> str:
+def radius(value: float | None) -> str:
     """ACR and other radii, three decimals."""
-    return f"{value:.3f}"
+    return MISSING if value is None else f"{value:.3f}"
 
 
 def radius_difference(value: float) -> str:

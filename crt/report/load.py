@@ -51,29 +51,34 @@ def load_results(root: Path, drops: Sequence[str]) -> Results:
         for name in ("teacher", "student", "baseline")
         if _pinned(root, name)
     ]
-    data = {name: _json(root / "results/prepare" / f"{name}.json") for name in (*drops, "test")}
-    return Results(roles, _json(root / "results/gate.json"), data)
+    data = {name: read_json(root / "results/prepare" / f"{name}.json") for name in (*drops, "test")}
+    return Results(roles, read_json(root / "results/gate.json"), data)
 
 
 def _pinned(root: Path, name: str) -> bool:
-    return _json(root / "results/certify" / f"{name}.json").get("pinned", True) is not False
+    return read_json(root / "results/certify" / f"{name}.json").get("pinned", True) is not False
 
 
 def _role(root: Path, name: str, trained: bool) -> Role:
     certify = root / "results/certify"
     return Role(
         name=name,
-        metrics=_json(certify / f"{name}.json"),
-        settings=_json(root / "certificates" / f"{name}.json"),
-        model=_json(root / "models" / name / "model.json"),
-        training=_json(root / "results" / f"{name}.json") if trained else {},
+        metrics=read_json(certify / f"{name}.json"),
+        settings=read_json(root / "certificates" / f"{name}.json"),
+        model=read_json(root / "models" / name / "model.json"),
+        training=read_json(root / "results" / f"{name}.json") if trained else {},
         history=_columns(root / "results" / name / "training.tsv", "\t") if trained else {},
         curve=_columns(certify / "curves" / f"{name}.csv"),
         ecdf=_columns(certify / "ecdf" / f"{name}.csv"),
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A result file.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -77,6 +77,7 @@ def fit(
     train_method = build_method(method.name, settings, teacher_model)
     start = None if init is None else _load_init(init, recipe, first, config.sigma)
     if start is None:
+        init = None
         mean, std = mean_and_std(stores)
         torch.manual_seed(derive_seed(config.seed, "weights"))
         model = build_model(
@@ -124,7 +125,7 @@ def fit(
         teacher_fingerprint=None if teacher is None else model_fingerprint(teacher),
         seed=config.seed,
         versions=package_versions(),
-        init_fingerprint=None if init is None or start is None else model_fingerprint(init),
+        init_fingerprint=None if init is None else model_fingerprint(init),
     )
     save_model(files.model, model, info)
     results: dict[str, Any] = {
@@ -135,7 +136,7 @@ def fit(
         "epochs": recipe.epochs,
         "images": batches.count,
         "unlabelled_left_out": sum(len(store) for store in stores) - batches.count,
-        "warm_start": start is not None,
+        "warm_start": init is not None,
     }
     write_text(files.results, json.dumps(results, indent=2) + "\n")
     shutil.rmtree(files.work, ignore_errors=True)
@@ -155,7 +156,7 @@ def _check_same(stores: Sequence[Store]) -> None:
                 )
 
 
-def _check_fits(folder: Path, info: ModelInfo, store: Store, sigma: float, remedy: str) -> None:
+def _check_fits(what_it_is: str, info: ModelInfo, store: Store, sigma: float, remedy: str) -> None:
     """Hold a model to the data and the noise that it is to be used with."""
     wanted = {
         "classes": store.classes,
@@ -166,7 +167,7 @@ def _check_fits(folder: Path, info: ModelInfo, store: Store, sigma: float, remed
     for what, value in wanted.items():
         if getattr(info, what) != value:
             raise UserError(
-                f"the model {folder} has {what} {getattr(info, what)} but the student's is {value}: {remedy}"
+                f"{what_it_is} has {what} {getattr(info, what)} but the student's is {value}: {remedy}"
             )
 
 
@@ -182,7 +183,9 @@ def _load_init(
             file=sys.stderr,
         )
         return None
-    _check_fits(folder, info, store, sigma, "set student.init to another release, or to null")
+    _check_fits(
+        f"the release {folder}", info, store, sigma, "set student.init to another release, or to null"
+    )
     model, _ = load_model(folder)
     return model.train(), info
 
@@ -200,5 +203,11 @@ def _load_teacher(folder: Path, store: Store, sigma: float, device: torch.device
             f"{folder} is missing: train the teacher first (`dvc repro teacher`) or `dvc pull` it"
         )
     model, info = load_model(folder, device)
-    _check_fits(folder, info, store, sigma, "choose another teacher or train one with `dvc repro teacher`")
+    _check_fits(
+        f"the teacher {folder}",
+        info,
+        store,
+        sigma,
+        "choose another teacher or train one with `dvc repro teacher`",
+    )
     return fold_batchnorm(model).to(memory_format=torch.channels_last)

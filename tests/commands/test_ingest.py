@@ -422,3 +422,14 @@ def test_a_delivery_is_compared_with_the_drops_before_it(repo, tmp_path, capsys)
         assert quantity in lines, out
     assert "unlikely by chance" in lines["share of class 3"]
     assert "unlikely by chance" in lines["brightness"]
+    # Said again, it is not compared with itself.
+    prepare_drop(
+        repo / "data/train/2025-04",
+        repo / "prepared/train/2025-04",
+        classes=classes,
+        fmt=ImageFormat(1, 8, "none"),
+    )
+    ingest(tmp_path / "dark.npz", "2025-04", repo)
+    out = capsys.readouterr().out
+    assert "also in earlier drops: 5 (14.3%)" in out
+    assert "drift against the earlier drops (2025-01):" in out

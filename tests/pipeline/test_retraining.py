@@ -163,9 +163,7 @@ def test_two_who_ingest_at_once(alice, tmp_path):
     bob = clone(alice, tmp_path / "origin.git", tmp_path / "bob" / "repo")
     bob.run("dvc", "pull")
     for person, drop in ((alice, "2025-04a"), (bob, "2025-04b")):
-        person.run(
-            "git", "config", "merge.crt.driver", "crt merge-driver %O %A %B %P"
-        )  # as `make setup` does
+        person.run("git", "config", "merge.crt.driver", "crt merge-driver %O %A %B %P")
         retrain(person, drop, digits(person, 50, 7 + len(drop) * (person is bob)))
         person.run("dvc", "push")
     alice.run("git", "push", "-q", "origin", "main")

@@ -190,7 +190,7 @@ def test_a_teacher_for_other_data_is_refused(place, teacher, tmp_path, change, s
 
 
 def test_a_teacher_for_another_sigma_is_refused(place, teacher):
-    with pytest.raises(UserError, match=r"teacher has sigma 0\.25 but the student's is 0\.5"):
+    with pytest.raises(UserError, match=r"teacher .* has sigma 0\.25 but the student's is 0\.5"):
         place.student("sigma=0.5", teacher=teacher, name="other")
 
 
