@@ -24,8 +24,15 @@ def digits(project, count: int, seed: int, labelled: bool = True) -> dict[str, n
     return found | ({"labels": labels[chosen]} if labelled else {})
 
 
-# Margins that the few images of a smoke run can decide.
-CHOICES = ["+experiment=smoke", "gate.margin=0.3", "gate.acr_margin=0.1"]
+# Long enough for models that certify something, on enough images for these margins to be decided.
+CHOICES = [
+    "+experiment=smoke",
+    "teacher.epochs=10",
+    "student.epochs=10",
+    "certify.max_images=128",
+    "gate.margin=0.3",
+    "gate.acr_margin=0.1",
+]
 
 
 def retrain(project, drop: str, arrays: dict[str, np.ndarray], *settings: str) -> tuple[list[str], str]:
