@@ -14,7 +14,9 @@ from crt.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = ["data", "teacher", "student", "method", "certify", "runtime"]
-OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((ROOT / "conf" / group).glob("*.yaml"))]
+OPTIONS = [
+    (group, file.stem) for group in GROUPS for file in sorted((ROOT / "conf" / group).glob("[!_]*.yaml"))
+]
 PRESETS = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
 
 

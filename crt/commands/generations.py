@@ -30,7 +30,7 @@ def generations(root: Path, students: Sequence[str], overrides: Sequence[str]) -
     Raises:
         UserError: an option does not exist or does not fit, or a student failed (after all others have run).
     """
-    students = list(students) or sorted(path.stem for path in (root / "conf/student").glob("*.yaml"))
+    students = list(students) or sorted(path.stem for path in (root / "conf/student").glob("[!_]*.yaml"))
     # All are composed before the first runs.
     wanted = {student: _params(root, student, overrides) for student in students}
     there, failed = _experiments(root), []
