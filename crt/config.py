@@ -280,9 +280,10 @@ class Gate(Section):
 
 
 class Runtime(Section):
-    """Where and with which numerics stages compute. Only precision and compile can change results."""
+    """Where and with which numerics stages compute. Only precision and compile can change results by more than chance."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+    processes: Count  # that train and certify together, each on its own GPU where there are GPUs
     precision: Literal["float32", "bfloat16"]
     compile: bool
     workers: Annotated[int, Field(ge=0)]  # processes that decode images; 0: one per core

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from common import is_pinned, run, work_dir
+from common import is_pinned, run_on_all_devices, work_dir
 
 from crt.config import Config
 
@@ -17,7 +17,7 @@ def main(config: Config) -> None:
         write_unpinned(out)
     else:
         certify(config, folder, out)
-    from crt.certification.shards import rank
+    from crt.processes import rank
 
     if rank() == 0:
         from crt.evaluation.metrics import write_metrics
@@ -60,4 +60,4 @@ def certify(config: Config, folder: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_on_all_devices(main)

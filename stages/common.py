@@ -35,6 +35,27 @@ def run(stage: Callable[[Config], None]) -> None:
         sys.exit("interrupted: run again to go on from the last checkpoint")
 
 
+def run_on_all_devices(stage: Callable[[Config], None]) -> None:
+    """`run` in `runtime.processes` processes that share the work; under torchrun, in the ones that it started."""
+    try:
+        processes = load().runtime.processes
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    if processes == 1 or "RANK" in os.environ:
+        run(stage)
+        return
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # What `torchrun --standalone` does, without its report of the failure: the processes have said why.
+    settings = LaunchConfig(1, 1, processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    try:
+        elastic_launch(settings, sys.executable)(*sys.argv)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        sys.exit(f"process {rank} of {processes} ended with status {failure.exitcode}: see above")
+
+
 def root() -> Path:
     """The repository's root, also from within the temporary folder of a `dvc exp run --temp`."""
     return Path(os.environ.get("DVC_ROOT", "."))

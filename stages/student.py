@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common import is_pinned, run, work_dir
+from common import is_pinned, run_on_all_devices, work_dir
 
 from crt.config import Config
 from crt.data.store import open_store
@@ -33,4 +33,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_on_all_devices(main)

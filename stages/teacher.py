@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from common import root, run, work_dir
+from common import root, run_on_all_devices, work_dir
 
 from crt.config import Config, FetchedTeacher
 from crt.data.store import open_store
+from crt.devices import choose_device
 from crt.models.adopt import adopt
+from crt.processes import rank
 from crt.training.fit import Files, fit
-from crt.training.numerics import choose_device
 
 MODEL, LOG, RESULTS = (
     Path("models/teacher"),
@@ -20,6 +21,8 @@ MODEL, LOG, RESULTS = (
 def main(config: Config) -> None:
     drop = Path("prepared/train") / config.teacher.drop
     if isinstance(config.teacher, FetchedTeacher):
+        if rank() > 0:
+            return
         work = work_dir("fetch", config.teacher.ref, config.teacher.refs, config.teacher.sha256)
         device = choose_device(config.runtime.device)
         adopt(config.teacher, config, drop, root(), work, device, folder=MODEL, log=LOG, results=RESULTS)
@@ -49,4 +52,4 @@ def train(config: Config, drop: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_on_all_devices(main)

@@ -20,10 +20,12 @@ from crt.certification.certificate import Row
 from crt.certification.journal import Journal
 from crt.certification.smoothing import SmoothedClassifier
 from crt.certification.table import write_table
-from crt.certification.votes import Precision, device_name, resolve_device
+from crt.certification.votes import Precision, device_name
 from crt.data.store import Store
+from crt.devices import choose_device
 from crt.errors import UserError
 from crt.models.checkpoint import ModelInfo
+from crt.processes import rank, world_size
 
 
 @dataclass(frozen=True)
@@ -65,22 +67,22 @@ def certify_store(
         UserError: model, data and settings do not fit, the disk is full, or a process was lost.
     """
     warnings = _check(info, store, settings)
-    device = resolve_device(settings.device)
+    device = choose_device(settings.device)
     facts = asdict(settings) | {
         "device": device_name(device),
         "model_fingerprint": model_fingerprint,
         "data_fingerprint": store.fingerprint,
         "versions": {"crt": version("crt"), "torch": torch.__version__, "python": platform.python_version()},
     }
-    journal = Journal(work_dir, facts | {"code": _code_fingerprint()}, shards.rank())
+    journal = Journal(work_dir, facts | {"code": _code_fingerprint()}, rank())
     images = range(len(store))[:: settings.stride][: settings.max_images]
     with shards.all_done():
-        mine = images[shards.rank() :: shards.world_size()]
+        mine = images[rank() :: world_size()]
         done = journal.read()
         todo = [idx for idx in mine if idx not in done]
         new = journal.append(_certify(model, store, todo, settings, device)) if todo else iter(())
         _show(new, [done[idx] for idx in mine if idx in done], len(mine), store.labels, settings)
-    if shards.rank() == 0:
+    if rank() == 0:
         rows = journal.read()
         missing = [idx for idx in images if idx not in rows]
         if missing:
@@ -172,7 +174,7 @@ def _show(
 
     for row in done:
         count(row)
-    with tqdm(total=total, initial=len(done), unit="image", desc="certify", disable=shards.rank() > 0) as bar:
+    with tqdm(total=total, initial=len(done), unit="image", desc="certify", disable=rank() > 0) as bar:
         for row in new:
             count(row)
             passes += settings.n0 + row.certificate.n

@@ -1,21 +1,11 @@
-"""Processes that share the images of one run, as torchrun starts them. Without torchrun: one process."""
+"""Processes that share the images of one run, as torchrun starts them."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 from crt.errors import UserError
-
-
-def rank() -> int:
-    """This process' number among `world_size()`."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    """The number of processes."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+from crt.processes import world_size
 
 
 @contextmanager

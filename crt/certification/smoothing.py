@@ -17,9 +17,9 @@ from crt.certification.votes import (
     Precision,
     VoteCounter,
     certified_network,
-    resolve_device,
     run_procedures,
 )
+from crt.devices import choose_device
 from crt.errors import UserError
 from crt.models.fold import fold_batchnorm
 
@@ -75,7 +75,7 @@ class SmoothedClassifier:
         self._certify = partial(certify, n0, estimate)
         if precision not in DTYPES:
             raise UserError(f"precision is {precision!r}: choose one of {', '.join(DTYPES)}")
-        self._device = resolve_device(device) if isinstance(device, str) else device
+        self._device = choose_device(device) if isinstance(device, str) else device
         self._model = fold_batchnorm(model)
         self._precision: Precision = precision
         self._compile = compile

@@ -3,7 +3,6 @@
 The host learns the counts once per round; within a round nothing waits for it.
 """
 
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,30 +20,6 @@ Precision = Literal["float32", "bfloat16", "int8"]
 # Of what the network takes.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 BATCHES_PER_ROUND = 32  # a round ends in a partial batch: 32 full ones before it make that cost about 1.5 %
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device that runtime.device (or --device) names; under torchrun each process has its own GPU.
-
-    Raises:
-        UserError: there is none such.
-    """
-    gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    if name == "auto":
-        return torch.device(gpu if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(gpu if name == "cuda" else name)
-    except RuntimeError:
-        raise UserError(
-            f"there is no device {name!r}: choose auto, cpu, mps, cuda or cuda:<number>"
-        ) from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"there is no GPU {device.index or 0} here: set the device (runtime.device) to auto or cpu"
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("there is no MPS device here: set the device (runtime.device) to auto or cpu")
-    return device
 
 
 def device_name(device: torch.device) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 from crt.certification.certificate import Certificate
 from crt.certification.run import to_unit
 from crt.certification.smoothing import SmoothedClassifier
-from crt.certification.votes import Precision, resolve_device
+from crt.certification.votes import Precision
 from crt.data.drops import first_ten
 from crt.data.images import ImageFormat, decode_image
+from crt.devices import choose_device
 from crt.errors import UserError
 from crt.models.checkpoint import load_model
 
@@ -38,7 +39,7 @@ def predict(
     """
     if missing := [str(path) for path in images if not path.is_file()]:
         raise UserError(f"no such image file: {first_ten(missing)}")
-    place = resolve_device(device)
+    place = choose_device(device)
     classifier, info = load_model(model)
     smoothed = SmoothedClassifier(
         classifier,

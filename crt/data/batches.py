@@ -33,10 +33,11 @@ class Batches:
     """The images of several drops as batches of one epoch at a time.
 
     A last batch that is not full is left out of its epoch (other images in each epoch), unless there is no full one:
-    then all images are the one batch.
+    then all images are the one batch. Several processes share every batch: each gets its equal part of the images, with
+    the augmentation that one process would give them.
 
     Raises:
-        UserError: fewer than two images (BatchNorm needs two).
+        UserError: fewer than two images for each process (BatchNorm needs two), or a batch that cannot be shared equally.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Batches:
         device: torch.device,
         labelled_only: bool = False,
         resident: bool | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         """labelled_only: leave out images without a label; resident: hold the images on the device, None: if they fit."""
         self._stores = stores
@@ -57,10 +60,17 @@ class Batches:
         self._labels = torch.from_numpy(np.concatenate([store.labels for store in stores]))
         self._used = (self._labels >= 0).nonzero()[:, 0] if labelled_only else torch.arange(len(self._labels))
         self.count = len(self._used)
-        if self.count < 2:
+        if self.count < 2 * world_size:
             what = "labelled training images" if labelled_only else "training images"
-            raise UserError(f"{stores[0].path.parent} holds {self.count} {what}: at least 2 are needed")
-        self.batch_size = min(batch_size, self.count)
+            needed = "2 are" if world_size == 1 else f"{2 * world_size} (2 for each process) are"
+            raise UserError(f"{stores[0].path.parent} holds {self.count} {what}: at least {needed} needed")
+        if batch_size % world_size:
+            raise UserError(
+                f"{world_size} processes cannot share batches of {batch_size} images equally: "
+                "set batch_size to a multiple of the number of processes"
+            )
+        self.batch_size = min(batch_size, self.count - self.count % world_size)  # of all processes together
+        self._rank, self._world_size = rank, world_size
         self.steps = self.count // self.batch_size
         self._crop_padding = crop_padding
         self._flip = flip
@@ -74,7 +84,10 @@ class Batches:
             self._images = torch.from_numpy(np.concatenate([store.images for store in stores])).to(device)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images float32 [B, C, H, W] in [0,1] (channels-last in memory) and labels int64 [B], on the device."""
+        """Images float32 [B, C, H, W] in [0,1] (channels-last in memory) and labels int64 [B], on the device.
+
+        B is this process' part of `batch_size`.
+        """
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "batches", epoch))
         order = self._used[torch.randperm(self.count, generator=generator)[: self.steps * self.batch_size]]
         shift = torch.randint(0, 2 * self._crop_padding + 1, (2, len(order)), generator=generator)
@@ -83,13 +96,20 @@ class Batches:
             if self._flip
             else torch.zeros(len(order)).bool()
         )
+        order, shift, flip = self._mine(order), self._mine(shift), self._mine(flip)
         labels = self._labels[order].to(self._device)
         shift, flip = shift.to(self._device), flip.to(self._device)
-        for step, images in enumerate(self._raw(order.split(self.batch_size))):
-            now = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        size = self.batch_size // self._world_size
+        for step, images in enumerate(self._raw(order.split(size))):
+            now = slice(step * size, (step + 1) * size)
             if self._crop_padding or self._flip:
                 images = _crop_and_flip(images, self._crop_padding, shift[:, now], flip[now])
             yield images.permute(0, 3, 1, 2).float().div_(255), labels[now]
+
+    def _mine(self, values: Tensor) -> Tensor:
+        """This process' part of each batch: [..., steps * batch_size] -> [..., steps * B]."""
+        parts = values.unflatten(-1, (self.steps, self._world_size, -1))
+        return parts[..., self._rank, :].flatten(-2)
 
     def _raw(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
         """uint8 [B, H, W, C] on the device for each tensor of indices."""

@@ -59,6 +59,8 @@ def fit(
     training batches, the seconds, images per second, number of parameters, of epochs, of images and of those left out since
     the method needs labels, and whether it started from `init`'s weights.
 
+    Under torchrun the processes train together, and rank 0 writes.
+
     A teacher is of no use to some methods, and then left alone. So is an `init` of another architecture, which
     standard error says: then training starts from random weights, as without.
 
@@ -95,6 +97,8 @@ def fit(
         seed=config.seed,
         device=fabric.device,
         labelled_only=needs_labels(method.name),
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
     )
     progress = train(
         model,
@@ -109,6 +113,8 @@ def fit(
         work=files.work,
         log=files.log,
     )
+    if fabric.global_rank > 0:
+        return
     info = ModelInfo(
         format=FORMAT,
         arch=recipe.arch,

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def train(
 
     All randomness of an epoch follows from (seed, epoch), so a run that was killed and goes on ends with the weights
     of one that ran through (same device and settings). `log` is a TSV with one row per epoch; `name` is the model's
-    name in messages (`teacher`, `student`).
+    name in messages (`teacher`, `student`). Several processes (torchrun) each train on their part of every batch, with
+    noise of their own, and average their gradients; BatchNorm's statistics are of a process' own part, as in torch's
+    DistributedDataParallel, and rank 0's are kept. Rank 0 writes.
 
     Raises:
         UserError: the loss is not finite, or a checkpoint cannot be written.
@@ -60,7 +63,7 @@ def train(
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(model, recipe)
     scheduler = _scheduler(optimizer, recipe, batches.steps)
-    # The wrapper adds the precision's context and, some day, gradients over several processes.
+    # The wrapper adds the precision's context and makes all processes start from the same weights.
     wrapped, fabric_optimizer = fabric.setup(torch.compile(model) if compile_model else model, optimizer)
 
     rows: list[Row] = []
@@ -71,6 +74,8 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         rows, seconds = state["rows"], state["seconds"]
     generator = torch.Generator(device)
+    rank, several = fabric.global_rank, fabric.world_size > 1
+    own = (rank,) if rank else ()  # one process draws what rank 0 draws
     saved = time.monotonic()
     wrapped.train()
     with tqdm(
@@ -80,20 +85,25 @@ def train(
         unit="step",
         file=sys.stderr,
         mininterval=1.0,
+        disable=rank > 0,
     ) as bar:
         for epoch in range(len(rows), recipe.epochs):
             start = time.monotonic()
-            torch.manual_seed(derive_seed(seed, "network", epoch))  # dropout, stochastic depth
-            generator.manual_seed(derive_seed(seed, "noise", epoch))
+            torch.manual_seed(derive_seed(seed, "network", epoch, *own))  # dropout, stochastic depth
+            generator.manual_seed(derive_seed(seed, "noise", epoch, *own))
             values: list[Tensor] = []  # one row per step, on the device; read once per epoch
             parts: list[str] = []
             for step, (images, labels) in enumerate(batches.epoch(epoch)):
                 scheduler.step_update(epoch * batches.steps + step)
                 batch = Batch(images, labels, epoch + step / batches.steps)
-                with fabric.autocast():
-                    loss = method(wrapped, batch, sigma, generator)
                 fabric_optimizer.zero_grad()
-                fabric.backward(loss.total)
+                # Gradients are averaged once, after all passes: methods that attack run several per step.
+                with fabric.no_backward_sync(wrapped) if several else nullcontext():
+                    with fabric.autocast():
+                        loss = method(wrapped, batch, sigma, generator)
+                    fabric.backward(loss.total)
+                if several:
+                    _average_gradients(model, fabric)
                 if recipe.clip_grad is not None:
                     fabric.clip_gradients(
                         wrapped, fabric_optimizer, max_norm=recipe.clip_grad, error_if_nonfinite=False
@@ -103,8 +113,8 @@ def train(
                 values.append(torch.stack([loss.total.detach(), *loss.parts.values()]))
                 bar.update()
             lr = optimizer.param_groups[0]["lr"]
-            table = torch.stack(values).cpu()
-            _check_finite(table[:, 0], name, epoch, batches.steps, recipe.lr)
+            table = fabric.all_gather(torch.stack(values)).flatten(0, -2).cpu()
+            _check_finite(table[:, 0].view(-1, batches.steps), name, epoch, recipe.lr)
             elapsed = time.monotonic() - start
             seconds += elapsed
             means = table.double().nanmean(0).tolist()  # NaN: a batch in which a part is not defined
@@ -116,9 +126,11 @@ def train(
                     "images_per_second": batches.steps * batches.batch_size / elapsed,
                 }
             )
-            write_text(log, _tsv(rows))
+            if rank == 0:
+                write_text(log, _tsv(rows))
             bar.set_postfix_str(f"epoch {epoch + 1}/{recipe.epochs}, loss {means[0]:.4f}", refresh=False)
-            if time.monotonic() - saved >= checkpoint_seconds and epoch + 1 < recipe.epochs:
+            late = time.monotonic() - saved >= checkpoint_seconds
+            if rank == 0 and late and epoch + 1 < recipe.epochs:
                 save_state(
                     work,
                     {
@@ -129,7 +141,8 @@ def train(
                     },
                 )
                 saved = time.monotonic()
-    write_text(log, _tsv(rows))
+    if rank == 0:
+        write_text(log, _tsv(rows))
     return Progress(rows, seconds)
 
 
@@ -162,10 +175,19 @@ def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> 
     return scheduler
 
 
-def _check_finite(losses: Tensor, name: str, epoch: int, steps: int, lr: float) -> None:
-    bad = (~losses.isfinite()).nonzero()
+def _average_gradients(model: nn.Module, fabric: Fabric) -> None:
+    """Replace each gradient by its mean over the processes, in one exchange."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    mean = fabric.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduce_op="mean")
+    for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _check_finite(losses: Tensor, name: str, epoch: int, lr: float) -> None:
+    """losses: [processes, steps] of the epoch."""
+    bad = (~losses.isfinite()).any(0).nonzero()
     if len(bad):
-        step = epoch * steps + int(bad[0]) + 1
+        step = epoch * losses.shape[1] + int(bad[0]) + 1
         raise UserError(
             f"the {name}'s loss is not finite at step {step} (epoch {epoch + 1}, {name}.lr {lr:g}): "
             f"lower {name}.lr, lengthen {name}.warmup_epochs or set {name}.clip_grad, e.g. to 1.0"

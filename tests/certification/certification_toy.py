@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crt.certification import journal, run, shards
+from crt.certification import journal, run
 from crt.certification.run import Settings, certify_store
 from crt.data.store import Store
 from crt.models.checkpoint import ModelInfo
+from crt.processes import rank
 
 COUNT, SIZE, CLASSES = 40, 4, ["zero", "one", "two"]
 
@@ -111,7 +112,7 @@ def die_after(rows: int) -> None:
 if __name__ == "__main__":
     changes = json.loads(sys.argv[2])
     victim, rows = changes.pop("victim", [-1, 0])
-    if shards.rank() == victim:
+    if rank() == victim:
         die_after(rows)
     torch.set_num_threads(1)
     certify(Path(sys.argv[1]), **changes)

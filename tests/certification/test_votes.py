@@ -11,9 +11,9 @@ from crt.certification.votes import (
     Request,
     VoteCounter,
     certified_network,
-    resolve_device,
     run_procedures,
 )
+from crt.devices import choose_device
 from crt.errors import UserError
 from crt.models.fold import fold_batchnorm
 
@@ -188,13 +188,13 @@ def test_networks_that_are_no_classifiers(network: nn.Module, message: str) -> N
 
 
 def test_a_missing_device() -> None:
-    assert resolve_device("cpu") == CPU
+    assert choose_device("cpu") == CPU
     if not torch.cuda.is_available():
-        assert resolve_device("auto") == CPU
+        assert choose_device("auto") == CPU
         with pytest.raises(UserError, match=r"no GPU 0 here: set the device \(runtime\.device\)"):
-            resolve_device("cuda")
+            choose_device("cuda")
         with pytest.raises(UserError, match="no GPU 3 here"):
-            resolve_device("cuda:3")
+            choose_device("cuda:3")
 
 
 def test_int8_votes_nearly_as_float32_in_batches_of_any_size() -> None:
@@ -215,7 +215,7 @@ def test_what_int8_does_not_go_with() -> None:
 
 def test_a_device_that_does_not_exist() -> None:
     with pytest.raises(UserError, match="there is no device 'foo': choose auto, cpu"):
-        resolve_device("foo")
+        choose_device("foo")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

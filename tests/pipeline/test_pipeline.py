@@ -138,6 +138,23 @@ def test_the_same_seed_gives_the_same_bytes(project):
     assert again == rows
 
 
+def test_one_parameter_makes_two_processes_train_and_certify(project):
+    project.run("crt", "compose", "+experiment=smoke", "runtime.processes=2")
+    assert project.stages_run("dvc", "repro") == [], "how many processes is not what a stage computes"
+    model = project.root / "models/student/model.safetensors"
+    before = model.read_bytes()
+    ran = project.stages_run("dvc", "repro", "--force", "--single-item", "student", "certify@student")
+    assert ran == ["student", "certify@student"]
+    assert model.read_bytes() != before, "each process has noise of its own"
+    assert json.loads((project.root / "results/certify/student.json").read_text())["images"] == 32
+    assert not list((project.root / ".work").glob("*"))
+    project.run("sed", "-i", "s/batch_size: 64/batch_size: 63/", "params.yaml")
+    done = project.run("python", "stages/student.py", check=False)
+    assert done.returncode != 0
+    assert "2 processes cannot share batches of 63 images equally" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [

@@ -1,16 +1,24 @@
-"""A tiny training run: 24 images of two classes, a network with BatchNorm and dropout."""
+"""A tiny training run: 24 images of two classes, a network with BatchNorm and dropout; as a program, for torchrun."""
 
+import json
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from crt.config import Recipe, Runtime
 from crt.data.batches import Batches
 from crt.data.store import Store
+from crt.methods.base import Batch, Loss
 from crt.methods.gaussian import gaussian
+from crt.methods.smoothadv import smoothadv
+from crt.processes import rank, world_size
 from crt.training.loop import Progress, train
 from crt.training.numerics import start_fabric
 
@@ -61,7 +69,8 @@ def batches(size: int = 8, **changes: Any) -> Batches:
 def run(work: Path, model: nn.Module | None = None, method: Any = None, **changes: Any) -> Progress:
     """Train the toy; `work` gets the resume file and log.tsv beside it."""
     settings = recipe(**{key: changes.pop(key) for key in list(changes) if key in RECIPE})
-    runtime = Runtime(device="cpu", precision=changes.pop("precision", "float32"), compile=False, workers=0)
+    precision = changes.pop("precision", "float32")
+    runtime = Runtime(device="cpu", processes=1, precision=precision, compile=False, workers=0)
     return train(
         network() if model is None else model,
         method or gaussian(),
@@ -79,3 +88,43 @@ def run(work: Path, model: nn.Module | None = None, method: Any = None, **change
             **changes,
         },
     )
+
+
+def smooth_network() -> nn.Module:
+    """A network that treats each image alone, whatever its batch."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Tanh(), nn.Linear(16, 2))
+
+
+def main(folder: Path, method: str | None = None, die_in_epoch: int | None = None, **changes: Any) -> None:
+    """Train with hardly any noise by `method`; without it, with noise and the network that depends on the batch."""
+    losses = {
+        "gaussian": gaussian(),
+        "smoothadv": smoothadv(attack="pgd", epsilon=0.5, steps=2, num_noise=2, warmup_epochs=0),
+    }
+    inner = losses[method or "gaussian"]
+
+    def watched(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
+        if batch.epoch == 0:
+            first = torch.randn(3, generator=torch.Generator().set_state(generator.get_state()))
+            (folder / f"noise-{rank()}").write_text(str(first.tolist()))
+        if die_in_epoch is not None and rank() == 1 and batch.epoch + 1 >= die_in_epoch:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(model, batch, sigma, generator)
+
+    model = network() if method is None else smooth_network()
+    run(
+        folder / "work",
+        model,
+        watched,
+        batches=batches(rank=rank(), world_size=world_size()),
+        sigma=0.25 if method is None else 1e-9,
+        **changes,
+    )
+    if rank() == 0:
+        save_file(model.state_dict(), folder / "weights.safetensors")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), **json.loads(sys.argv[2]))

@@ -1,0 +1,226 @@
+"""Speed of our training step against a loop in the way of the field's code: images per second, side by side.
+
+    python benchmarks/training.py [--device cuda] [--batch 64] [--steps 5] [--rounds 5] [--networks regnetx_002 ...]
+
+CRT from a ResNet-20 teacher on 32x32 images. The yardstick is a loop as in the published repositories: float32, NCHW, a
+DataLoader with workers that augments image by image, the teacher with its BatchNorms, one `.item()` per statistic and step.
+Ours is `crt.training.loop.train` with `crt.data.batches.Batches`, as the student stage runs it, with and without
+`runtime.compile` and, where the device is quick at it, with `runtime.precision: bfloat16`. In every round each loop trains
+for --steps steps, one after the other; the table has the medians of the rounds' ratios. Compiling is not timed, the share of
+the peak is of the largest matrix product measured in the same run. Run it on a quiet machine.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+
+from crt.config import Recipe, Runtime
+from crt.data.batches import Batches
+from crt.data.store import Store
+from crt.methods.crt import crt
+from crt.models.build import build_model
+from crt.models.fold import fold_batchnorm
+from crt.training.loop import train
+from crt.training.numerics import start_fabric
+
+NETWORKS = ["cifar_resnet20", "resnet18", "convnext_atto", "regnetx_002"]
+SIGMA, SIZE = 0.25, 32
+CPU_WORKERS = 2  # of the yardstick's DataLoader
+
+
+def network(arch: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(arch, {}, 10, 3, SIZE, [0.5] * 3, [0.25] * 3)
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Images augmented one by one, as torchvision's CIFAR-10 with the field's transforms."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.images, self.labels = images, labels
+        self.transform = transforms.Compose(
+            [
+                transforms.ToPILImage(),
+                transforms.RandomCrop(SIZE, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), int(self.labels[index])
+
+
+def field(
+    arch: str, images: np.ndarray, labels: np.ndarray, batch: int, steps: int, device: torch.device
+) -> Callable[[], float]:
+    """The yardstick: a function that trains for `steps` steps and returns images per second."""
+    student, teacher = network(arch).to(device).train(), network("cifar_resnet20").to(device).eval()
+    loader = DataLoader(
+        Pictures(images, labels), batch, shuffle=True, num_workers=CPU_WORKERS, drop_last=True, pin_memory=device.type == "cuda"
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+
+    def forever() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield from loader
+
+    batches = forever()
+    totals = {"loss": 0.0, "agreement": 0.0, "accuracy": 0.0}
+
+    def step() -> None:
+        x, y = (part.to(device) for part in next(batches))
+        x = x + torch.randn_like(x) * SIGMA
+        with torch.no_grad():
+            target = teacher(x)
+        output = student(x)
+        loss = (output - target).norm(dim=1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        totals["loss"] += loss.item()
+        totals["agreement"] += (output.argmax(1) == target.argmax(1)).float().mean().item()
+        totals["accuracy"] += (output.argmax(1) == y).float().mean().item()
+
+    def run() -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
+        return batch * steps / (time.perf_counter() - start)
+
+    step()  # starts the workers
+    return run
+
+
+def ours(
+    arch: str, images: np.ndarray, labels: np.ndarray, batch: int, steps: int, runtime: Runtime
+) -> Callable[[], float]:
+    """The student stage's loop: a function that trains for an epoch to warm up and one that counts."""
+    fabric = start_fabric(runtime)
+    model = network(arch)
+    teacher = fold_batchnorm(network("cifar_resnet20").to(fabric.device)).to(
+        memory_format=torch.channels_last
+    )
+    count = batch * steps
+    store = Store(Path("made up"), images[:count], labels[:count], [str(k) for k in range(10)], "", SIZE, 3)
+    batches = Batches([store], batch, crop_padding=4, flip=True, seed=0, device=fabric.device)
+    recipe = Recipe(
+        key="benchmark", arch=arch, arch_args={}, epochs=2, batch_size=batch, optimizer="sgd", lr=0.01, weight_decay=1e-4,
+        scheduler="cosine", warmup_epochs=0, clip_grad=None,
+    )  # fmt: skip
+
+    def run() -> float:
+        folder = Path(tempfile.mkdtemp())
+        try:
+            progress = train(
+                model, crt(teacher=teacher, alpha=1.0), batches, recipe, name=arch, sigma=SIGMA, seed=0, fabric=fabric,
+                compile_model=runtime.compile, work=folder / "work", log=folder / "log.tsv",
+            )  # fmt: skip
+        finally:
+            shutil.rmtree(folder)
+        return progress.rows[-1]["images_per_second"]
+
+    return run
+
+
+def operations(arch: str) -> float:
+    """Floating-point operations of one training step per image: the student's passes and the teacher's."""
+    images = torch.rand(2, 3, SIZE, SIZE)
+    student, teacher = network(arch).train(), network("cifar_resnet20").eval()
+    with FlopCounterMode(display=False) as counter:
+        student(images).sum().backward()
+        with torch.no_grad():
+            teacher(images)
+    return counter.get_total_flops() / 2
+
+
+def peak(device: torch.device) -> float:
+    """Floating-point operations per second of large float32 matrix products."""
+    size = 8192 if device.type == "cuda" else 2048
+    a = torch.rand(size, size, device=device)
+    seconds = []
+    for _ in range(7):
+        _wait(device)
+        start = time.perf_counter()
+        a @ a
+        _wait(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    variants = {"ours": ("float32", False), "compiled": ("float32", True)}
+    if device.type == "cuda" or torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        variants |= {"bfloat16": ("bfloat16", False), "bfloat16, compiled": ("bfloat16", True)}
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (max(5000, args.batch * args.steps), SIZE, SIZE, 3), dtype=np.uint8)
+    labels = rng.integers(0, 10, len(images))
+    top = peak(device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    lines = [
+        "# Images per second of a CRT training step",
+        "",
+        f"Teacher cifar_resnet20, 32x32 images, batch {args.batch}, {args.steps} steps in each of {args.rounds} rounds. {name}, "
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}; largest float32 "
+        f"matrix product: {top / 1e9:,.0f} GFLOP/s. Ratios are medians over the rounds.",
+        "",
+        "| student | field's loop | "
+        + " | ".join(f"{variant} | ratio" for variant in variants)
+        + " | share of peak, best |",
+        "|---" * (3 + 2 * len(variants)) + "|",
+    ]
+    for arch in args.networks:
+        runs = {"field": field(arch, images, labels, args.batch, args.steps, device)}
+        for variant, (precision, compiled) in variants.items():
+            runtime = Runtime(
+                device=args.device, processes=1, precision=precision, compile=compiled, workers=0
+            )
+            runs[variant] = ours(arch, images, labels, args.batch, args.steps, runtime)
+        rounds = [{name: run() for name, run in runs.items()} for _ in range(args.rounds)]
+        median = {name: statistics.median(one[name] for one in rounds) for name in runs}
+        cells = [arch, f"{median['field']:,.0f}"]
+        for variant in variants:
+            ratio = statistics.median(one[variant] / one["field"] for one in rounds)
+            cells += [f"{median[variant]:,.0f}", f"{ratio:.2f}"]
+        best = max(median[variant] for variant in variants)
+        cells.append(f"{best * operations(arch) / top:.0%}")
+        lines.append("| " + " | ".join(cells) + " |")
+        print("\n".join(lines[4:]), flush=True)
+    text = "\n".join(lines) + "\n"
+    (Path(__file__).parent / "results" / f"training_{device.type}.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Which device this process computes on."""
+
+import os
+
+import torch
+
+from crt.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that runtime.device (or --device) names; under torchrun each process has its own GPU.
+
+    Raises:
+        UserError: there is none such.
+    """
+    gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if name == "auto":
+        return torch.device(gpu if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(gpu if name == "cuda" else name)
+    except RuntimeError:
+        raise UserError(
+            f"there is no device {name!r}: choose auto, cpu, mps, cuda or cuda:<number>"
+        ) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"there is no GPU {device.index or 0} here: set the device (runtime.device) to auto or cpu"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("there is no MPS device here: set the device (runtime.device) to auto or cpu")
+    return device
