@@ -264,6 +264,14 @@ class Certify(Section):
         return self
 
 
+class Bank(Section):
+    """The teacher's logits, computed once and replayed for every student and every retraining."""
+
+    views: Annotated[
+        int, Field(ge=0)
+    ]  # crops, flips and noises of each image; 0: no bank, the teacher runs in every step
+
+
 class Baseline(Section):
     """The release that a new student is compared with."""
 
@@ -299,6 +307,7 @@ class Config(Section):
     networks: dict[Name, Network]  # conf/student/ takes its arch from here; the stages read student.arch
     student: Student
     method: Method
+    bank: Bank
     certify: Certify
     baseline: Baseline
     gate: Gate

@@ -14,8 +14,10 @@ def main(config: Config) -> None:
     drops = [Path("prepared/train") / drop for drop in config.data.drops]
     teacher, release = Path("models/teacher"), Path("models/init")
     init = release if is_pinned(release) else None
+    banks = [Path("banks") / drop for drop in config.data.drops] if config.bank.views else None
     work = work_dir(
         "student",
+        config.bank.model_dump(),
         config.student.model_dump(),
         config.method.model_dump(),
         config.data.augment.model_dump(),
@@ -29,7 +31,7 @@ def main(config: Config) -> None:
     files = Files(
         Path("models/student"), Path("results/student/training.tsv"), Path("results/student.json"), work
     )
-    fit("student", config, config.student, config.method, drops, teacher, files, init)
+    fit("student", config, config.student, config.method, drops, teacher, files, init, banks)
 
 
 if __name__ == "__main__":

@@ -104,9 +104,10 @@ def show_next(root: Path) -> None:
 def remove_prepared(root: Path, drops: Sequence[str]) -> None:
     """Remove what was prepared from other drops than these.
 
-    DVC leaves it when a stage goes away, and then counts it as a part of prepared/train, which the student depends on.
+    DVC leaves it when a stage goes away, and then counts it as a part of prepared/train and banks, which the student depends
+    on.
     """
-    for folder in (root / "prepared" / "train").glob("*/"):
+    for folder in (*(root / "prepared" / "train").glob("*/"), *(root / "banks").glob("*/")):
         if folder.name not in drops:
             shutil.rmtree(folder)
     for metric in (root / "results" / "prepare").glob("*.json"):

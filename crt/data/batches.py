@@ -83,11 +83,15 @@ class Batches:
         if resident:
             self._images = torch.from_numpy(np.concatenate([store.images for store in stores])).to(device)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
         """Images float32 [B, C, H, W] in [0,1] (channels-last in memory) and labels int64 [B], on the device.
 
         B is this process' part of `batch_size`.
         """
+        yield from self._of(*self._drawn(epoch))
+
+    def _drawn(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of all processes: image numbers int64 [n], shifts int64 [2, n] and flips bool [n], n = steps * batch_size."""
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "batches", epoch))
         order = self._used[torch.randperm(self.count, generator=generator)[: self.steps * self.batch_size]]
         shift = torch.randint(0, 2 * self._crop_padding + 1, (2, len(order)), generator=generator)
@@ -96,6 +100,10 @@ class Batches:
             if self._flip
             else torch.zeros(len(order)).bool()
         )
+        return order, shift, flip
+
+    def _of(self, order: Tensor, shift: Tensor, flip: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process' part of the batches of these images."""
         order, shift, flip = self._mine(order), self._mine(shift), self._mine(flip)
         labels = self._labels[order].to(self._device)
         shift, flip = shift.to(self._device), flip.to(self._device)
@@ -103,8 +111,8 @@ class Batches:
         for step, images in enumerate(self._raw(order.split(size))):
             now = slice(step * size, (step + 1) * size)
             if self._crop_padding or self._flip:
-                images = _crop_and_flip(images, self._crop_padding, shift[:, now], flip[now])
-            yield images.permute(0, 3, 1, 2).float().div_(255), labels[now]
+                images = crop_and_flip(images, self._crop_padding, shift[:, now], flip[now])
+            yield to_unit(images), labels[now]
 
     def _mine(self, values: Tensor) -> Tensor:
         """This process' part of each batch: [..., steps * batch_size] -> [..., steps * B]."""
@@ -158,7 +166,12 @@ def mean_and_std(stores: Sequence[Store], chunk: int = 4096) -> tuple[list[float
     return mean.tolist(), np.where(std > 0, std, 1.0).tolist()
 
 
-def _crop_and_flip(images: Tensor, padding: int, shift: Tensor, flip: Tensor) -> Tensor:
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 [B, H, W, C] -> float32 [B, C, H, W] in [0,1], channels-last in memory."""
+    return images.permute(0, 3, 1, 2).float().div_(255)
+
+
+def crop_and_flip(images: Tensor, padding: int, shift: Tensor, flip: Tensor) -> Tensor:
     """A crop of the original size from each zero-padded image, mirrored where `flip`; one gather.
 
     images: uint8 [B, H, W, C]; shift: int64 [2, B] in 0..2*padding; flip: bool [B].

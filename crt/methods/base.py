@@ -12,12 +12,15 @@ class Batch:
     """What a training step sees: clean images, before any noise.
 
     images: float [B, C, H, W] in [0,1]; labels: int64 [B], -1 = unlabelled; epoch: epochs done so far (with a
-    fraction within the epoch), for warm-ups.
+    fraction within the epoch), for warm-ups. Where the teacher's logits are known before: noise [B, C, H, W], standard
+    normal, and target [B, K], the teacher's logits of images + sigma * noise.
     """
 
     images: Tensor
     labels: Tensor
     epoch: float
+    noise: Tensor | None = None
+    target: Tensor | None = None
 
 
 @dataclass(frozen=True)

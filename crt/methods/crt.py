@@ -18,7 +18,8 @@ def crt(*, teacher: nn.Module | None, alpha: float) -> Method:
     """L = alpha * mean_b ||z_S(x'_b) - z_T(x'_b)||_2 + (1 - alpha) * mean_b CE(z_S(x'_b), y_b), x' = x + e.
 
     One noise draw per image; student and teacher see the same x'. The norm is not squared. The teacher is put into
-    eval mode and gets no gradient; with alpha = 1 labels are not used at all.
+    eval mode and gets no gradient, and is not run where the batch brings its logits; with alpha = 1 labels are not used
+    at all.
 
     Raises:
         UserError: there is no teacher.
@@ -28,9 +29,12 @@ def crt(*, teacher: nn.Module | None, alpha: float) -> Method:
     teacher.eval()
 
     def loss(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
-        noisy = add_noise(batch.images, sigma, generator)
-        with torch.no_grad():
-            target = at_least_float32(teacher(noisy))
+        if batch.noise is not None and batch.target is not None:
+            noisy, target = batch.images + sigma * batch.noise, batch.target
+        else:
+            noisy = add_noise(batch.images, sigma, generator)
+            with torch.no_grad():
+                target = at_least_float32(teacher(noisy))
         logits = at_least_float32(model(noisy))
         transfer = torch.linalg.vector_norm(logits - target, dim=1).mean()
         label_loss = cross_entropy(logits, batch.labels)

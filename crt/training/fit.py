@@ -29,6 +29,7 @@ from crt.models.checkpoint import (
     save_model,
 )
 from crt.models.fold import fold_batchnorm
+from crt.training.bank import BankBatches
 from crt.training.loop import train
 from crt.training.numerics import start_fabric
 
@@ -52,12 +53,15 @@ def fit(
     teacher: Path | None,
     files: Files,
     init: Path | None = None,
+    banks: Sequence[Path] | None = None,
 ) -> None:
     """Train `recipe`'s network by `method` on the prepared `drops`; `teacher` and `init` are model folders.
 
+    banks: the drops' banks of the teacher's logits, for a method that takes them; None: the teacher runs in every step.
+
     Writes the model folder, the log of the epochs (TSV) and the results (JSON): the last epoch's means over the
     training batches, the seconds, images per second, number of parameters, of epochs, of images and of those left out since
-    the method needs labels, and whether it started from `init`'s weights.
+    the method needs labels, whether it started from `init`'s weights, and how many views of an image the banks hold.
 
     Under torchrun the processes train together, and rank 0 writes.
 
@@ -73,7 +77,7 @@ def fit(
     if not takes_teacher(method.name):
         teacher = None
     fabric = start_fabric(config.runtime)
-    teacher_model = None if teacher is None else _load_teacher(teacher, first, config.sigma, fabric.device)
+    teacher_model = None if teacher is None else load_teacher(teacher, first, config.sigma, fabric.device)
 
     settings = method.model_dump(exclude={"name"})
     train_method = build_method(method.name, settings, teacher_model)
@@ -89,17 +93,23 @@ def fit(
         model, start_info = start
         mean, std = start_info.mean, start_info.std  # a part of the function that its weights were made for
         recipe = _shortened(recipe)
-    batches = Batches(
-        stores,
-        recipe.batch_size,
-        crop_padding=config.data.augment.crop_padding,
-        flip=config.data.augment.flip,
-        seed=config.seed,
-        device=fabric.device,
-        labelled_only=needs_labels(method.name),
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
-    )
+    loading: dict[str, Any] = {
+        "crop_padding": config.data.augment.crop_padding,
+        "flip": config.data.augment.flip,
+        "seed": config.seed,
+        "device": fabric.device,
+        "labelled_only": needs_labels(method.name),
+        "rank": fabric.global_rank,
+        "world_size": fabric.world_size,
+    }
+    batches: Batches
+    if banks is not None and method.name == "crt":
+        assert teacher_model is not None, "crt has a teacher"
+        bank = BankBatches(stores, banks, recipe.batch_size, **loading)
+        bank.check(teacher_model, config.sigma)
+        batches, views = bank, bank.views
+    else:
+        batches, views = Batches(stores, recipe.batch_size, **loading), 0
     progress = train(
         model,
         train_method,
@@ -143,6 +153,7 @@ def fit(
         "images": batches.count,
         "unlabelled_left_out": sum(len(store) for store in stores) - batches.count,
         "warm_start": init is not None,
+        "bank_views": views,
     }
     write_text(files.results, json.dumps(results, indent=2) + "\n")
     shutil.rmtree(files.work, ignore_errors=True)
@@ -202,7 +213,7 @@ def _shortened(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"epochs": recipe.init_epochs, "lr": recipe.init_lr, "warmup_epochs": 0})
 
 
-def _load_teacher(folder: Path, store: Store, sigma: float, device: torch.device) -> nn.Module:
+def load_teacher(folder: Path, store: Store, sigma: float, device: torch.device) -> nn.Module:
     """The frozen teacher, BatchNorm folded; it must have been made for these data and this noise."""
     if not folder.is_dir():
         raise UserError(

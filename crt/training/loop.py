@@ -93,9 +93,9 @@ def train(
             generator.manual_seed(derive_seed(seed, "noise", epoch, *own))
             values: list[Tensor] = []  # one row per step, on the device; read once per epoch
             parts: list[str] = []
-            for step, (images, labels) in enumerate(batches.epoch(epoch)):
+            for step, (images, labels, *known) in enumerate(batches.epoch(epoch)):
                 scheduler.step_update(epoch * batches.steps + step)
-                batch = Batch(images, labels, epoch + step / batches.steps)
+                batch = Batch(images, labels, epoch + step / batches.steps, *known)
                 fabric_optimizer.zero_grad()
                 # Gradients are averaged once, after all passes: methods that attack run several per step.
                 with fabric.no_backward_sync(wrapped) if several else nullcontext():

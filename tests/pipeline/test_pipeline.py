@@ -10,6 +10,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 PREPARE = ["prepare@2025-01", "prepare@2025-02", "prepare@2025-03"]
+BANKS = ["bank@2025-01", "bank@2025-02", "bank@2025-03"]
 AFTER_STUDENT = ["student", "certify@student", "gate", "report"]
 
 
@@ -20,6 +21,7 @@ def test_one_repro_runs_every_stage_and_leaves_every_result(reproduced):
             "prepare_test",
             *PREPARE,
             "teacher",
+            *BANKS,
             "baseline",
             "init",
             "certify@teacher",
@@ -85,12 +87,43 @@ def test_a_new_drop_prepares_itself_alone_and_spares_the_teacher(project, tmp_pa
     project.run("crt", "ingest", str(delivery), "--drop", "2025-04")
     project.commit("drop 2025-04")
     ran = project.stages_run("dvc", "repro")
-    assert ran == ["prepare@2025-04", *AFTER_STUDENT]
+    assert ran == ["prepare@2025-04", "bank@2025-04", *AFTER_STUDENT]
     counts = json.loads((project.root / "results/prepare/2025-04.json").read_text())
     assert counts["images"] == 30
     diff = json.loads(project.run("dvc", "metrics", "diff", "--json").stdout)
     assert "results/prepare/2025-04.json" in diff
     assert "results/certify/student.json" in diff
+
+
+def test_the_teachers_logits_are_computed_once_for_each_drop(project):
+    banked = ["+experiment=smoke", "bank.views=2"]
+    project.run("crt", "compose", *banked)
+    assert project.stages_run("dvc", "repro") == [*BANKS, *AFTER_STUDENT]
+    assert json.loads((project.root / "results/student.json").read_text())["bank_views"] == 2
+    assert sorted(path.name for path in (project.root / "banks/2025-02").iterdir()) == [
+        "bank.json",
+        "view-0000.npy",
+        "view-0001.npy",
+    ]
+    project.commit("a bank")
+    project.run("crt", "compose", *banked, "student=regnet")
+    assert project.stages_run("dvc", "repro") == AFTER_STUDENT, "another student replays the bank"
+    file = project.root.parent / "new.npz"
+    rng = np.random.default_rng(5)
+    np.savez(file, images=rng.integers(0, 256, (30, 8, 8), dtype=np.uint8))
+    project.run("crt", "ingest", str(file), "--drop", "2025-04")
+    ran = project.stages_run("dvc", "repro", "student")
+    assert ran == ["prepare@2025-04", "bank@2025-04", "student"], "a new drop adds its own views"
+    project.run("crt", "drop-data", "2025-04")
+    assert not (project.root / "banks/2025-04").exists()
+    # Another device's noise: the bank is refused, not trained from.
+    view = project.root / "banks/2025-01/view-0000.npy"
+    view.chmod(0o644)
+    np.save(view, np.load(view)[::-1])
+    done = project.run("python", "stages/student.py", check=False)
+    assert done.returncode == 1
+    assert "banks/2025-01 does not hold this teacher's logits" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_change_of_the_test_set_retrains_nothing(project):

@@ -90,7 +90,7 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
 
     # The first delivery, labelled: compared with v1.0.0, started from it, released.
     ran, said = retrain(alice, "2025-04", digits(alice, 150, 1))
-    assert ran == sorted(["prepare@2025-04", *RETRAINED])
+    assert ran == sorted(["prepare@2025-04", "bank@2025-04", *RETRAINED])
     assert "student@v1.0.0 is pinned" in said
     assert weights(alice, "init") == weights(alice, "baseline") == first
     assert json.loads((alice.root / "results/student.json").read_text())["warm_start"] is True
@@ -120,7 +120,7 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     done = bob.run("bash", "ci/retrain.sh")
     drop = yaml.safe_load((bob.root / "params.yaml").read_text())["data"]["drops"][-1]
     ran = re.findall(r"Running stage '([^']+)'", done.stdout + done.stderr)
-    assert sorted(ran) == sorted([f"prepare@{drop}", *RETRAINED])
+    assert sorted(ran) == sorted([f"prepare@{drop}", f"bank@{drop}", *RETRAINED])
     summary = (bob.root / "summary.md").read_text()
     assert "student@v1.1.0 is pinned" in summary
     assert "pass:" in summary
@@ -136,7 +136,7 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     alice.run("git", "pull", "-q")
     assert alice.stages_run("dvc", "repro", "--pull") == []
     ran, _ = retrain(alice, "2025-06", digits(alice, 50, 3), "student.init_lr=5.0", "gate.acr_margin=0.0")
-    assert ran == sorted(["prepare@2025-06", *RETRAINED])
+    assert ran == sorted(["prepare@2025-06", "bank@2025-06", *RETRAINED])
     assert verdict(alice) == "fail"
     refused = alice.run("crt", "release", check=False)
     assert refused.returncode == 1
