@@ -1,0 +1,82 @@
+"""Students that become teachers: three generations on the digits, and what each loses."""
+
+import hashlib
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from crt.certification.smoothing import SmoothedClassifier
+from crt.commands.compose import composed
+from crt.models.checkpoint import load_info, load_model, model_fingerprint
+from crt.training.fit import Files, fit
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ["runtime.device=cpu", "student.epochs=12"]
+TEACHER = ["teacher.epochs=12", "teacher.arch=resnet18", "++teacher.arch_args={layers: [1,1,1,1], channels: [16,32,64,128]}"]  # fmt: skip
+GENERATIONS = ["resnet", "regnet", "convnext"]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> tuple[Path, torch.Tensor, torch.Tensor]:
+    """A prepared drop of 1,500 digits, and the images float [N, 1, 8, 8] in [0,1] and labels of the others."""
+    pixels, labels = load_digits(return_X_y=True)
+    images = (pixels.reshape(-1, 8, 8, 1) * (255 / 16)).round().astype(np.uint8)
+    folder = tmp_path_factory.mktemp("digits") / "drop"
+    folder.mkdir()
+    np.save(folder / "images.npy", images[:1500])
+    np.save(folder / "labels.npy", labels[:1500].astype(np.int64))
+    facts = {
+        "format": 1,
+        "fingerprint": hashlib.sha256(images[:1500].tobytes()).hexdigest(),
+        "classes": [str(k) for k in range(10)],
+        "image_size": 8,
+        "channels": 1,
+        "count": 1500,
+    }
+    (folder / "meta.json").write_text(json.dumps(facts))
+    rest = torch.from_numpy(images[1500:1620].copy()).permute(0, 3, 1, 2).float() / 255
+    return folder, rest, torch.from_numpy(labels[1500:1620])
+
+
+def acr(folder: Path, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Mean of the certified radius, 0 where the prediction is wrong."""
+    certificates = SmoothedClassifier(load_model(folder)[0], sigma=0.25, n0=30, n=300).certify(images)
+    right = [
+        (c.radius or 0.0) * (c.predict == label)
+        for c, label in zip(certificates, labels.tolist(), strict=True)
+    ]
+    return sum(right) / len(right)
+
+
+def test_three_generations(digits, tmp_path, capsys):
+    drop, images, labels = digits
+
+    def train(role: str, name: str, overrides: list[str], teacher: Path | None) -> Path:
+        config = composed(ROOT, [*RECIPE, *TEACHER, *overrides])[1]
+        files = Files(tmp_path / name, tmp_path / f"{name}.tsv", tmp_path / f"{name}.json", tmp_path / "work")
+        recipe, method = (
+            (config.teacher, config.teacher.method) if role == "teacher" else (config.student, config.method)
+        )
+        fit(name, config, recipe, method, [drop], teacher, files)
+        return files.model
+
+    model = train("teacher", "teacher", [], None)
+    found = {"teacher": acr(model, images, labels)}
+    for student in GENERATIONS:
+        before = model
+        model = train("student", student, [f"student={student}"], before)
+        assert load_info(model).teacher_fingerprint == model_fingerprint(before)
+        found[student] = acr(model, images, labels)
+    with capsys.disabled():
+        print("\nACR by generation: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    assert found["teacher"] > 0.15
+    values = list(found.values())
+    for before, now in pairwise(values):
+        assert now > 0.8 * before, found
