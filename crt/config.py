@@ -28,10 +28,21 @@ class Section(BaseModel):
 
 
 class Augment(Section):
-    """Random crop after zero padding of `crop_padding` pixels, and horizontal flip."""
+    """Random crops, of the zero-padded image or resized, and horizontal flip."""
 
-    crop_padding: Annotated[int, Field(ge=0)]
+    crop_padding: Annotated[int, Field(ge=0)]  # pixels on each side
+    crop_area: Annotated[
+        float, Field(gt=0, le=1)
+    ]  # smallest share of the image that a resized crop takes; 1: none
     flip: bool
+
+    @model_validator(mode="after")
+    def _crops_in_one_way(self) -> "Augment":
+        if self.crop_padding and self.crop_area < 1:
+            raise ValueError(
+                "crop_padding and crop_area are both set: set crop_padding to 0, or crop_area to 1.0"
+            )
+        return self
 
 
 class Data(Section):

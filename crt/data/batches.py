@@ -9,12 +9,13 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from crt.data.augment import Moves, augment, draw
 from crt.data.store import Store
 from crt.errors import UserError
 
@@ -47,6 +48,7 @@ class Batches:
         *,
         crop_padding: int,
         flip: bool,
+        crop_area: float = 1.0,
         seed: int,
         device: torch.device,
         labelled_only: bool = False,
@@ -54,7 +56,7 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """labelled_only: leave out images without a label; resident: hold the images on the device, None: if they fit."""
+        """crop_padding, flip, crop_area: see `crt.data.augment.draw`; labelled_only: leave out images without a label; resident: hold the images on the device, None: if they fit."""
         self._stores = stores
         self._starts = np.cumsum([0, *(len(store) for store in stores)])
         self._labels = torch.from_numpy(np.concatenate([store.labels for store in stores]))
@@ -72,8 +74,8 @@ class Batches:
         self.batch_size = min(batch_size, self.count - self.count % world_size)  # of all processes together
         self._rank, self._world_size = rank, world_size
         self.steps = self.count // self.batch_size
+        self._moves: dict[str, Any] = {"crop_padding": crop_padding, "crop_area": crop_area, "flip": flip}
         self._crop_padding = crop_padding
-        self._flip = flip
         self._seed = seed
         self._device = device
         size = sum(store.images.nbytes for store in stores)
@@ -90,29 +92,20 @@ class Batches:
         """
         yield from self._of(*self._drawn(epoch))
 
-    def _drawn(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of all processes: image numbers int64 [n], shifts int64 [2, n] and flips bool [n], n = steps * batch_size."""
+    def _drawn(self, epoch: int) -> tuple[Tensor, Moves]:
+        """Of all processes: image numbers int64 [n] and what happens to each, n = steps * batch_size."""
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "batches", epoch))
         order = self._used[torch.randperm(self.count, generator=generator)[: self.steps * self.batch_size]]
-        shift = torch.randint(0, 2 * self._crop_padding + 1, (2, len(order)), generator=generator)
-        flip = (
-            torch.rand(len(order), generator=generator) < 0.5
-            if self._flip
-            else torch.zeros(len(order)).bool()
-        )
-        return order, shift, flip
+        return order, draw(len(order), **self._moves, generator=generator)
 
-    def _of(self, order: Tensor, shift: Tensor, flip: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _of(self, order: Tensor, moves: Moves) -> Iterator[tuple[Tensor, Tensor]]:
         """This process' part of the batches of these images."""
-        order, shift, flip = self._mine(order), self._mine(shift), self._mine(flip)
-        labels = self._labels[order].to(self._device)
-        shift, flip = shift.to(self._device), flip.to(self._device)
+        mine = self._mine(torch.arange(len(order)))
+        labels, moves = self._labels[order[mine]].to(self._device), moves[mine].to(self._device)
         size = self.batch_size // self._world_size
-        for step, images in enumerate(self._raw(order.split(size))):
+        for step, images in enumerate(self._raw(order[mine].split(size))):
             now = slice(step * size, (step + 1) * size)
-            if self._crop_padding or self._flip:
-                images = crop_and_flip(images, self._crop_padding, shift[:, now], flip[now])
-            yield to_unit(images), labels[now]
+            yield augment(images, self._crop_padding, moves[now]), labels[now]
 
     def _mine(self, values: Tensor) -> Tensor:
         """This process' part of each batch: [..., steps * batch_size] -> [..., steps * B]."""
@@ -164,25 +157,6 @@ def mean_and_std(stores: Sequence[Store], chunk: int = 4096) -> tuple[list[float
     mean = share @ values
     std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
     return mean.tolist(), np.where(std > 0, std, 1.0).tolist()
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, C] -> float32 [B, C, H, W] in [0,1], channels-last in memory."""
-    return images.permute(0, 3, 1, 2).float().div_(255)
-
-
-def crop_and_flip(images: Tensor, padding: int, shift: Tensor, flip: Tensor) -> Tensor:
-    """A crop of the original size from each zero-padded image, mirrored where `flip`; one gather.
-
-    images: uint8 [B, H, W, C]; shift: int64 [2, B] in 0..2*padding; flip: bool [B].
-    """
-    height, width = images.shape[1:3]
-    padded = F.pad(images, (0, 0, padding, padding, padding, padding))
-    columns = torch.arange(width, device=images.device).expand(len(images), width)
-    columns = columns.where(~flip[:, None], width - 1 - columns) + shift[1][:, None]
-    rows = torch.arange(height, device=images.device) + shift[0][:, None]
-    which = torch.arange(len(images), device=images.device)[:, None, None]
-    return padded[which, rows[:, :, None], columns[:, None, :]]
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from crt.config import Config
-from crt.data.batches import Batches, crop_and_flip, derive_seed, to_unit
+from crt.data.augment import Moves, augment, draw
+from crt.data.batches import Batches, derive_seed
 from crt.data.files import partial, replacing, write_text
 from crt.data.store import Store
 from crt.errors import UserError
@@ -33,24 +34,22 @@ TOLERANCE = 0.01  # of the largest logit; other hardware and other numbers of th
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some images of a drop in one view: their numbers int64 [n], shifts int64 [2, n], flips bool [n], the noise's seed."""
+    """Some images of a drop in one view: their numbers int64 [n], what happens to each, the noise's seed."""
 
     rows: Tensor
-    shift: Tensor
-    flip: Tensor
+    moves: Moves
     seed: int
 
 
-def chunks_of(store: Store, view: int, seed: int, crop_padding: int, flip: bool) -> list[Chunk]:
-    """One view of each image of a drop, in an order of its own."""
+def chunks_of(store: Store, view: int, seed: int, settings: dict[str, Any]) -> list[Chunk]:
+    """One view of each image of a drop, in an order of its own; settings: of `crt.data.augment.draw`."""
     drop = int(store.fingerprint[:15], 16)
     generator = torch.Generator().manual_seed(derive_seed(seed, "view", drop, view))
     rows = torch.randperm(len(store), generator=generator)
-    shift = torch.randint(0, 2 * crop_padding + 1, (2, len(store)), generator=generator)
-    flips = torch.rand(len(store), generator=generator) < (0.5 if flip else 0.0)
-    parts = zip(rows.split(CHUNK), shift.split(CHUNK, 1), flips.split(CHUNK), strict=True)
+    moves = draw(len(store), **settings, generator=generator)
     return [
-        Chunk(*part, derive_seed(seed, "view noise", drop, view, number)) for number, part in enumerate(parts)
+        Chunk(part, moves[start : start + CHUNK], derive_seed(seed, "view noise", drop, view, start))
+        for start, part in zip(range(0, len(store), CHUNK), rows.split(CHUNK), strict=True)
     ]
 
 
@@ -79,7 +78,7 @@ def write_bank(
     """
     work.mkdir(parents=True, exist_ok=True)
     paths = [work / f"view-{view:04d}.npy" for view in range(config.bank.views)]
-    augment = config.data.augment
+    settings = config.data.augment.model_dump()
     steps = -(-len(store) // (CHUNK * AT_ONCE))
     done = sum(path.is_file() for path in paths)
     bar = tqdm(
@@ -94,11 +93,13 @@ def write_bank(
         for view, path in enumerate(paths):
             if path.is_file():
                 continue
-            chunks = chunks_of(store, view, config.seed, augment.crop_padding, augment.flip)
+            chunks = chunks_of(store, view, config.seed, settings)
             logits = np.empty((len(store), len(store.classes)), np.float32)
             for start in range(0, len(chunks), AT_ONCE):
                 now = chunks[start : start + AT_ONCE]
-                images = [view_of(store, chunk, augment.crop_padding, config.sigma, device) for chunk in now]
+                images = [
+                    view_of(store, chunk, settings["crop_padding"], config.sigma, device) for chunk in now
+                ]
                 logits[torch.cat([chunk.rows for chunk in now]).numpy()] = (
                     teacher(torch.cat(images)).cpu().numpy()
                 )
@@ -124,8 +125,8 @@ def write_bank(
 def view_of(store: Store, chunk: Chunk, crop_padding: int, sigma: float, device: torch.device) -> Tensor:
     """The chunk's noised images, as a student sees them: float32 [n, C, H, W]."""
     images = torch.from_numpy(np.array(store.images[chunk.rows.numpy()])).to(device)
-    images = crop_and_flip(images, crop_padding, chunk.shift.to(device), chunk.flip.to(device))
-    return to_unit(images) + sigma * noise_of(chunk, store.images.shape[1:], device)
+    images = augment(images, crop_padding, chunk.moves.to(device))
+    return images + sigma * noise_of(chunk, store.images.shape[1:], device)
 
 
 class BankBatches(Batches):
@@ -153,17 +154,16 @@ class BankBatches(Batches):
         chunks = [
             (d, chunk)
             for d, store in enumerate(self._stores)
-            for chunk in chunks_of(store, view, self._seed, self._crop_padding, self._flip)
+            for chunk in chunks_of(store, view, self._seed, self._moves)
         ]
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "batches", epoch))
         chunks = [chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()]
         count = self.steps * self.batch_size
         order = torch.cat([chunk.rows + int(self._starts[d]) for d, chunk in chunks])[:count]
-        shift = torch.cat([chunk.shift for _, chunk in chunks], 1)[:, :count]
-        flip = torch.cat([chunk.flip for _, chunk in chunks])[:count]
+        moves = Moves.join([chunk.moves for _, chunk in chunks])[:count]
         size = self.batch_size // self._world_size
         for (images, labels), rows, noise in zip(
-            self._of(order, shift, flip),
+            self._of(order, moves),
             self._mine(order).split(size),
             self._noise([chunk for _, chunk in chunks]),
             strict=True,
@@ -197,7 +197,7 @@ class BankBatches(Batches):
             UserError: they are not.
         """
         for store, bank, folder in zip(self._stores, self._banks, self._folders, strict=True):
-            chunk = chunks_of(store, 0, self._seed, self._crop_padding, self._flip)[0]
+            chunk = chunks_of(store, 0, self._seed, self._moves)[0]
             with torch.inference_mode():
                 images = view_of(store, chunk, self._crop_padding, sigma, self._device)
                 logits = teacher(images).float().cpu().numpy()

@@ -94,8 +94,7 @@ def fit(
         mean, std = start_info.mean, start_info.std  # a part of the function that its weights were made for
         recipe = _shortened(recipe)
     loading: dict[str, Any] = {
-        "crop_padding": config.data.augment.crop_padding,
-        "flip": config.data.augment.flip,
+        **config.data.augment.model_dump(),
         "seed": config.seed,
         "device": fabric.device,
         "labelled_only": needs_labels(method.name),

@@ -83,7 +83,7 @@ def test_a_folder_gets_the_folder_preset_or_a_named_one(repo, tmp_path, monkeypa
     assert (repo / "data" / "classes.txt").read_text() == "3\n7\n"
     get_data(f"folder:{tmp_path / 'my set!'}", repo, name="imagenet", image_size=16)
     data = load(repo / "params.yaml").data
-    assert (data.name, data.source, data.augment.crop_padding) == ("imagenet", "imagenet", 28)
+    assert (data.name, data.source, data.augment.crop_area) == ("imagenet", "imagenet", 0.08)
 
 
 def test_works_with_nothing_pulled(clone, tmp_path):
