@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -203,3 +207,46 @@ def test_seeds_differ_by_purpose_epoch_and_seed():
     assert len(seeds) == 4 * 2 * 50
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(2**63 - 1, "noise", 0) == derive_seed(2**63 - 1, "noise", 0)
+
+
+LARGE = """
+import resource, sys
+from pathlib import Path
+import os
+import subprocess
+import sys
+
+import numpy as np
+import torch
+from crt.data.batches import Batches
+from crt.data.store import Store
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+images = np.load(sys.argv[1], mmap_mode="r")
+store = Store(Path("large"), images, np.zeros(len(images), np.int64), ["0"], "f", images.shape[1], 3)
+loader = Batches([store], 64, crop_padding=0, crop_area=0.5, flip=True, seed=0, device=torch.device("cpu"))
+for step, (batch, labels) in enumerate(loader.epoch(0)):
+    assert batch.shape == (64, 3, 224, 224)
+    assert (batch == 0).all()
+    if step == 4:
+        break
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+"""
+
+
+def test_a_set_far_larger_than_memory_is_read_from_disk(tmp_path):
+    """A sparse file of at least twice the machine's memory: nothing but batches and indices is held."""
+    bytes_wanted = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    count = bytes_wanted // (224 * 224 * 3)
+    file = tmp_path / "images.npy"
+    try:
+        np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(count, 224, 224, 3)).flush()
+    except OSError as error:
+        pytest.skip(
+            f"this file system holds no file of {bytes_wanted / 2**30:.0f} GiB, not even a sparse one: {error}"
+        )
+    assert file.stat().st_blocks * 512 < 2**20, "the file is not sparse"
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, str(file)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.8, "GiB"
