@@ -3,8 +3,9 @@
     python benchmarks/retraining.py --teacher models/teacher --prepared prepared [--per-drop 5000] [--work DIR]
 
 Takes `--per-drop` images for each of five drops from the prepared training set, at random. Rows: CRT from random weights
-on all drops so far; CRT started from the student of the drop before; direct robust training on all drops. An interrupted
-run goes on where it was. The teacher is a model folder for the same classes and sigma.
+on all drops so far; CRT started from the student of the drop before, which was warm-started too or trained from random
+weights; direct robust training on all drops. An interrupted run goes on where it was. The teacher is a model folder for the
+same classes and sigma.
 """
 
 import argparse
@@ -58,7 +59,7 @@ class Row:
 
     @property
     def key(self) -> str:
-        return f"{self.label}-{self.drops}"
+        return "-".join([self.label, str(self.drops), *self.changes])
 
 
 ROWS = [
@@ -67,7 +68,10 @@ ROWS = [
     Row("warm", "crt", 3, "warm-2"),
     Row("warm", "crt", 4, "warm-3"),
     Row("warm", "crt", 5, "warm-4"),
+    Row("warm", "crt", 5, "warm-4", changes=("student.init_lr=0.1",)),
     Row("scratch", "crt", 5),
+    Row("scratch", "crt", 4),
+    Row("warm, after one from scratch", "crt", 5, "scratch-4"),
     # A SmoothMix epoch costs 7 CRT epochs (benchmarks/results/methods.md): two of them cost what `scratch` does. Its
     # warm-up, 10 of the published 150 epochs, is shortened as much.
     Row("direct smoothmix", "smoothmix", 5, changes=("student.epochs=2", "method.warmup_epochs=0")),

@@ -117,7 +117,7 @@ def write_bank(
     }
     with replacing(folder) as aside:
         for path in paths:
-            os.replace(path, aside / path.name)
+            shutil.move(path, aside / path.name)
         write_text(aside / INFO, json.dumps(facts, indent=2) + "\n")
     shutil.rmtree(work, ignore_errors=True)
 
