@@ -130,8 +130,9 @@ def view_of(store: Store, chunk: Chunk, crop_padding: int, sigma: float, device:
 
 
 class BankBatches(Batches):
-    """Batches of one epoch at a time, with noise and the teacher's logits: epoch e replays view e modulo their number.
+    """Batches of one epoch at a time, with noise and the teacher's logits: each epoch replays the next view.
 
+    Which is the first follows from the number of images: short retrainings after one delivery and the next see other views.
     Chunks of images come in another order in each epoch, so a batch is made of one or a few.
     """
 
@@ -147,10 +148,11 @@ class BankBatches(Batches):
         self._folders = list(folders)
         self._banks = [_open(folder, len(store)) for folder, store in zip(folders, stores, strict=True)]
         self.views = min(len(bank) for bank in self._banks)
+        self._first = derive_seed(self._seed, "first view", self.count) % self.views
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
         """Images and labels as `Batches.epoch`, noise float32 [B, C, H, W], the teacher's logits float32 [B, K]."""
-        view = epoch % self.views
+        view = (self._first + epoch) % self.views
         chunks = [
             (d, chunk)
             for d, store in enumerate(self._stores)
