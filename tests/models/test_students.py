@@ -59,3 +59,13 @@ def test_every_student_learns_and_comes_back_bit_by_bit(scale, size, channels, s
     loaded, _ = load_model(tmp_path / "model")
     with torch.no_grad():
         assert torch.equal(loaded(images), model(images))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", STUDENTS)
+def test_every_student_fits_other_images_too(student):
+    for scale, size, channels in (("small", 28, 1), ("small", 64, 3), ("large", 224, 3)):
+        model = build(scale, student, size, channels).eval()
+        with torch.no_grad():
+            assert model(torch.rand(1, channels, size, size)).shape == (1, 10)
+            assert last_map(model.network, torch.rand(1, channels, size, size)) >= 3
