@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = ["+experiment=smoke", "student.epochs=15"]
+SETTINGS = ["+experiment=smoke", "student.epochs=10"]
 LOOP, SLOW, OFTEN = "crt/training/loop.py", "CHECKPOINT_SECONDS = 20.0", "CHECKPOINT_SECONDS = 0.5"
 
 
@@ -54,7 +54,7 @@ def test_a_killed_repro_goes_on_and_ends_with_the_same_bytes(project, tmp_path):
     through.run("dvc", "repro", "student", env=own_code(through.root))
     rng = random.Random(os.environ.get("CRT_KILL_SEED", "0"))
     killed(project.root, None, rng)
-    killed(project.root, 1 + 8 * rng.random(), rng)
+    killed(project.root, 1 + 6 * rng.random(), rng)
     (work,) = project.root.glob(".work/student-*")
     assert (work / "state.pt").is_file()
     done = project.run("dvc", "repro", "student", env=own_code(project.root))

@@ -18,8 +18,8 @@ from crt.training.fit import Files, fit
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ["runtime.device=cpu", "student.epochs=12"]
-TEACHER = ["teacher.epochs=12", "teacher.arch=resnet18", "++teacher.arch_args={layers: [1,1,1,1], channels: [16,32,64,128]}"]  # fmt: skip
+RECIPE = ["runtime.device=cpu", "student.epochs=10"]
+TEACHER = ["teacher.epochs=10", "teacher.arch=resnet18", "++teacher.arch_args={layers: [1,1,1,1], channels: [16,32,64,128]}"]  # fmt: skip
 GENERATIONS = ["resnet", "regnet", "convnext"]
 
 
@@ -41,13 +41,13 @@ def digits(tmp_path_factory) -> tuple[Path, torch.Tensor, torch.Tensor]:
         "count": 1500,
     }
     (folder / "meta.json").write_text(json.dumps(facts))
-    rest = torch.from_numpy(images[1500:1620].copy()).permute(0, 3, 1, 2).float() / 255
-    return folder, rest, torch.from_numpy(labels[1500:1620])
+    rest = torch.from_numpy(images[1500:1580].copy()).permute(0, 3, 1, 2).float() / 255
+    return folder, rest, torch.from_numpy(labels[1500:1580])
 
 
 def acr(folder: Path, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Mean of the certified radius, 0 where the prediction is wrong."""
-    certificates = SmoothedClassifier(load_model(folder)[0], sigma=0.25, n0=30, n=300).certify(images)
+    certificates = SmoothedClassifier(load_model(folder)[0], sigma=0.25, n0=20, n=200).certify(images)
     right = [
         (c.radius or 0.0) * (c.predict == label)
         for c, label in zip(certificates, labels.tolist(), strict=True)
@@ -79,4 +79,4 @@ def test_three_generations(digits, tmp_path, capsys):
     assert found["teacher"] > 0.15
     values = list(found.values())
     for before, now in pairwise(values):
-        assert now > 0.8 * before, found
+        assert now > 0.75 * before, found

@@ -42,11 +42,10 @@ def train(folder: Path, processes: int, **changes: object) -> tuple[list[dict[st
         )
 
 
-@pytest.mark.parametrize("method", ["gaussian", "smoothadv"])
-def test_two_processes_have_the_loss_curve_of_one(method, tmp_path):
-    """With noise too weak to matter, and no BatchNorm or dropout: only rounding differs."""
-    one, weights, _ = train(tmp_path / "one", 1, method=method, epochs=6)
-    two, same, said = train(tmp_path / "two", 2, method=method, epochs=6)
+def test_two_processes_have_the_loss_curve_of_one(tmp_path):
+    """With noise too weak to matter, no BatchNorm and no dropout, only rounding differs; by a method of several passes."""
+    one, weights, _ = train(tmp_path / "one", 1, method="smoothadv", epochs=6)
+    two, same, said = train(tmp_path / "two", 2, method="smoothadv", epochs=6)
     assert float(one[-1]["loss"]) < 0.95 * float(one[0]["loss"])
     for column in ("epoch", "lr", "loss"):
         np.testing.assert_allclose(

@@ -98,11 +98,8 @@ def smooth_network() -> nn.Module:
 
 def main(folder: Path, method: str | None = None, die_in_epoch: int | None = None, **changes: Any) -> None:
     """Train with hardly any noise by `method`; without it, with noise and the network that depends on the batch."""
-    losses = {
-        "gaussian": gaussian(),
-        "smoothadv": smoothadv(attack="pgd", epsilon=0.5, steps=2, num_noise=2, warmup_epochs=0),
-    }
-    inner = losses[method or "gaussian"]
+    attacked = smoothadv(attack="pgd", epsilon=0.5, steps=2, num_noise=2, warmup_epochs=0)
+    inner = {None: gaussian(), "smoothadv": attacked}[method]
 
     def watched(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
         if batch.epoch == 0:
