@@ -1,6 +1,7 @@
 """Real git + DVC repositories: a copy of this project, run as a user runs it."""
 
 import getpass
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,11 +77,20 @@ def fresh(tmp_path_factory) -> Project:
 
 
 @pytest.fixture(scope="session")
-def reproduced(fresh) -> tuple[Project, list[str]]:
-    """The same after one `dvc repro`, committed; and which stages ran."""
-    ran = fresh.stages_run("dvc", "repro")
-    fresh.commit("first run")
-    return fresh, ran
+def reproduced(request, tmp_path_factory) -> tuple[Project, list[str]]:
+    """The same after one `dvc repro`, committed; and which stages ran. Made once for all workers of pytest-xdist."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    result = shared / "reproduced.json"
+    with FileLock(shared / "reproduced.lock"):
+        if not result.exists():
+            fresh = request.getfixturevalue("fresh")
+            ran = fresh.stages_run("dvc", "repro")
+            fresh.commit("first run")
+            result.write_text(json.dumps([str(fresh.root), ran]))
+        root, ran = json.loads(result.read_text())
+    return Project(Path(root)), ran
 
 
 @pytest.fixture

@@ -173,17 +173,14 @@ def test_the_same_seed_gives_the_same_bytes(project):
 
 def test_one_parameter_makes_two_processes_train(project):
     project.run("crt", "compose", "+experiment=smoke", "runtime.processes=2")
-    assert project.stages_run("dvc", "repro") == [], "how many processes is not what a stage computes"
+    assert project.run("dvc", "status", "student").stdout.strip() == "Data and pipelines are up to date."
     model = project.root / "models/student/model.safetensors"
     before = model.read_bytes()
-    assert project.stages_run("dvc", "repro", "--force", "--single-item", "student") == ["student"]
+    model.unlink()
+    done = project.run("python", "stages/student.py")
+    assert done.stderr.count("epoch 2/2") == 1, "one progress bar"
     assert model.read_bytes() != before, "each process has noise of its own"
     assert not list((project.root / ".work").glob("*"))
-    project.run("sed", "-i", "s/batch_size: 64/batch_size: 63/", "params.yaml")
-    done = project.run("python", "stages/student.py", check=False)
-    assert done.returncode != 0
-    assert "2 processes cannot share batches of 63 images equally" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
