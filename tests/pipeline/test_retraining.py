@@ -72,6 +72,7 @@ def alice(project, tmp_path):
     return project
 
 
+@pytest.mark.timeout(1800)  # minutes on a free machine; others may be busy
 def test_a_year_of_retraining(alice, ssh, tmp_path):
     port, key = ssh
     login = f"['remote \"team\"']\n    user = {getpass.getuser()}\n    keyfile = {key}\n"
