@@ -107,13 +107,14 @@ def test_the_teachers_logits_are_computed_once_for_each_drop(project):
     ]
     project.commit("a bank")
     project.run("crt", "compose", *banked, "student=regnet")
-    assert project.stages_run("dvc", "repro", "student") == ["student"], "another student replays the bank"
+    changed = json.loads(project.run("dvc", "status", "--json", "bank", "student").stdout)
+    assert list(changed) == ["student"], "another student replays the bank"
     file = project.root.parent / "new.npz"
     rng = np.random.default_rng(5)
     np.savez(file, images=rng.integers(0, 256, (30, 8, 8), dtype=np.uint8))
     project.run("crt", "ingest", str(file), "--drop", "2025-04")
-    ran = project.stages_run("dvc", "repro", "student")
-    assert ran == ["prepare@2025-04", "bank@2025-04", "student"], "a new drop adds its own views"
+    ran = project.stages_run("dvc", "repro", "bank")
+    assert ran == ["prepare@2025-04", "bank@2025-04"], "a new drop adds its own views"
     project.run("crt", "drop-data", "2025-04")
     assert not (project.root / "banks/2025-04").exists()
     # Another device's noise: the bank is refused, not trained from.

@@ -27,9 +27,9 @@ def digits(project, count: int, seed: int, labelled: bool = True) -> dict[str, n
 # Long enough for models that certify something, on enough images for these margins to be decided.
 CHOICES = [
     "+experiment=smoke",
-    "teacher.epochs=8",
-    "student.epochs=6",
-    "certify.max_images=64",
+    "teacher.epochs=10",
+    "student.epochs=10",
+    "certify.max_images=128",
     "gate.margin=0.3",
     "gate.acr_margin=0.1",
 ]
