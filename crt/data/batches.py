@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from crt.data.augment import Moves, augment, draw
-from crt.data.store import Store
+from crt.data.store import Shards, Store
 from crt.errors import UserError
 
 RESIDENT_SHARE = 0.5  # of the device's free memory; more than that stays on disk
@@ -78,12 +78,10 @@ class Batches:
         self._crop_padding = crop_padding
         self._seed = seed
         self._device = device
-        size = sum(store.images.nbytes for store in stores)
+        self._on_disk = Shards([store.images for store in stores])
         if resident is None:
-            resident = size <= RESIDENT_SHARE * _free_bytes(device)
-        self._images: Tensor | None = None
-        if resident:
-            self._images = torch.from_numpy(np.concatenate([store.images for store in stores])).to(device)
+            resident = self._on_disk.nbytes <= RESIDENT_SHARE * _free_bytes(device)
+        self._images = torch.from_numpy(np.asarray(self._on_disk)).to(device) if resident else None
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
         """Images float32 [B, C, H, W] in [0,1] (channels-last in memory) and labels int64 [B], on the device.
@@ -131,12 +129,9 @@ class Batches:
 
     def _read(self, index: np.ndarray) -> Tensor:
         """Images by their number in the concatenated drops, read in the order in which they lie on disk."""
-        out = np.empty((len(index), *self._stores[0].images.shape[1:]), np.uint8)
-        drop = np.searchsorted(self._starts, index, side="right") - 1
-        for d in np.unique(drop):
-            rows = np.flatnonzero(drop == d)
-            rows = rows[np.argsort(index[rows])]
-            out[rows] = self._stores[d].images[index[rows] - self._starts[d]]
+        order = np.argsort(index)
+        out = np.empty((len(index), *self._on_disk.shape[1:]), np.uint8)
+        out[order] = self._on_disk[index[order]]
         images = torch.from_numpy(out)
         return images.pin_memory() if self._device.type == "cuda" else images
 

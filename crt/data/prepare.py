@@ -24,10 +24,11 @@ from crt.data.images import (
     pixel_hash,
 )
 from crt.data.parallel import map_chunks
-from crt.data.store import FORMAT
+from crt.data.store import FORMAT, shard_name
 from crt.errors import UserError
 
 _CHUNK_BYTES = 4 << 20  # pixels that one task of a worker returns
+_SHARD_BYTES = 1 << 30  # pixels in one file: DVC hashes and transfers files side by side
 _ROW_GROUP = 16384
 
 
@@ -228,7 +229,8 @@ class _Writer:
         import pyarrow.parquet as pq
 
         self._folder, self._fmt, self._count = folder, fmt, 0
-        self._images = (folder / "images.npy").open("wb")
+        self._shard, self._per_shard = 0, max(1, _SHARD_BYTES // (fmt.image_size**2 * fmt.channels))
+        self._images = (folder / shard_name(0)).open("wb")
         self._labels = (folder / "labels.npy").open("wb")
         self._write_headers(count)
         columns = [
@@ -252,6 +254,8 @@ class _Writer:
             file.close()
 
     def add(self, row: Row) -> None:
+        if self._count == (self._shard + 1) * self._per_shard:
+            self._next_shard()
         self._images.write(row.pixels.tobytes())
         self._labels.write(np.int64(row.label).tobytes())
         self._digest.update(json.dumps([row.name, row.sha256, row.label]).encode())
@@ -273,15 +277,24 @@ class _Writer:
             "count": self._count,
         }
         self._digest.update(json.dumps({**setting, "resize": self._fmt.resize}, sort_keys=True).encode())
-        meta = {"format": FORMAT, "fingerprint": self._digest.hexdigest(), **setting}
+        fingerprint = self._digest.hexdigest()
+        meta = {"format": FORMAT, "fingerprint": fingerprint, **setting, "shards": self._shard + 1}
         text = json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
         (self._folder / "meta.json").write_text(text, encoding="utf-8", newline="\n")
 
     def _write_headers(self, count: int) -> None:
         # NumPy pads a header so that the first axis can grow: another count does not change its length.
         size, channels = self._fmt.image_size, self._fmt.channels
-        _write_header(self._images, "|u1", (count, size, size, channels))
+        in_shard = min(count - self._shard * self._per_shard, self._per_shard)
+        _write_header(self._images, "|u1", (in_shard, size, size, channels))
         _write_header(self._labels, "<i8", (count,))
+
+    def _next_shard(self) -> None:
+        self._images.close()
+        self._shard += 1
+        self._images = (self._folder / shard_name(self._shard)).open("wb")
+        size, channels = self._fmt.image_size, self._fmt.channels
+        _write_header(self._images, "|u1", (self._per_shard, size, size, channels))
 
     def _flush_index(self) -> None:
         import pyarrow as pa

@@ -1,15 +1,62 @@
 """Prepared drops: the arrays that training and certification read, memory-mapped."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from crt.errors import UserError
 
 FORMAT = 1
+
+
+class Shards:
+    """Several arrays of images [n, H, W, C] as one, uint8 [N, H, W, C]: only what is indexed is read."""
+
+    def __init__(self, parts: Sequence["Images"]) -> None:
+        self._parts: list[np.ndarray] = []
+        for part in parts:
+            self._parts += part._parts if isinstance(part, Shards) else [part]
+        self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
+        self.shape = (int(self._starts[-1]), *parts[0].shape[1:])
+        self.nbytes = sum(part.nbytes for part in self._parts)
+        self.dtype = np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
+        """One image by its number, or several by a slice or by numbers from 0.
+
+        Raises:
+            IndexError: there is no such image.
+        """
+        numbers = np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index)
+        if numbers.size and not (0 <= numbers.min() and numbers.max() < len(self)):
+            raise IndexError(f"no image {index} among {len(self)}")
+        places = np.searchsorted(self._starts, numbers, side="right") - 1
+        if numbers.ndim == 0:
+            return self._parts[int(places)][int(numbers - self._starts[places])]
+        out = np.empty((len(numbers), *self.shape[1:]), np.uint8)
+        for place in np.unique(places):
+            mine = places == place
+            out[mine] = self._parts[place][numbers[mine] - self._starts[place]]
+        return out
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.concatenate(self._parts)
+
+
+Images = np.ndarray | Shards
+
+
+def shard_name(number: int) -> str:
+    """The file of a drop's images, from 0; a small drop has only the first."""
+    return f"images-{number:04d}.npy" if number else "images.npy"
 
 
 @dataclass(frozen=True)
@@ -21,7 +68,7 @@ class Store:
     """
 
     path: Path
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     classes: list[str]
     fingerprint: str
@@ -49,7 +96,10 @@ def open_store(path: Path) -> Store:
     remedy = "run `dvc repro` (or `dvc pull`) to get it"
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
+        shards = [
+            np.load(path / shard_name(number), mmap_mode="r", allow_pickle=False)
+            for number in range(meta.get("shards", 1))
+        ]
         labels = np.load(path / "labels.npy", allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: {remedy}") from None
@@ -60,7 +110,9 @@ def open_store(path: Path) -> Store:
             f"{path} has format {meta.get('format')}, this version reads {FORMAT}: run `dvc repro` to rewrite it"
         )
     shape = (meta["count"], meta["image_size"], meta["image_size"], meta["channels"])
-    if images.shape != shape or images.dtype != np.uint8 or labels.shape != shape[:1]:
+    sound = all(shard.shape[1:] == shape[1:] and shard.dtype == np.uint8 for shard in shards)
+    images = shards[0] if len(shards) == 1 else Shards(shards)
+    if not sound or images.shape != shape or labels.shape != shape[:1]:
         raise UserError(
             f"{path} is damaged (its arrays do not have the {shape[0]} images of meta.json): {remedy}"
         )

@@ -151,8 +151,10 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
     # timm's "sgd" has Nesterov's momentum; the field's recipes (Cohen et al. 2019 and after) have not.
     name = "momentum" if recipe.optimizer == "sgd" else recipe.optimizer
+    # All parameters in one pass; timm's own optimizers (lamb, lion) have no such form.
+    fused = {"fused": True} if recipe.optimizer in ("sgd", "adamw") else {}
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        model, opt=name, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=0.9
+        model, opt=name, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=0.9, **fused
     )
     return optimizer
 

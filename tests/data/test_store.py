@@ -2,10 +2,13 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from raw_drops import CLASSES, GREY8, class_folders
 
+from crt.data import prepare
 from crt.data.prepare import prepare_drop
-from crt.data.store import open_store, read_hashes
+from crt.data.store import Shards, open_store, read_hashes
 from crt.errors import UserError
 
 
@@ -71,3 +74,51 @@ def test_missing_index(tmp_path):
     (tmp_path / "index.parquet").write_text("no table")
     with pytest.raises(UserError, match=r"index.parquet cannot be read"):
         read_hashes(tmp_path / "index.parquet")
+
+
+def test_a_large_drop_is_written_in_several_files(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "_SHARD_BYTES", 4 * 8 * 8)
+    prepare_drop(tmp_path / "raw", tmp_path / "sharded", classes=CLASSES, fmt=GREY8)
+    counts = [len(np.load(file)) for file in sorted((tmp_path / "sharded").glob("images*.npy"))]
+    assert counts == [4, 2]
+    whole, sharded = open_store(prepared), open_store(tmp_path / "sharded")
+    assert (sharded.fingerprint, sharded.names) == (whole.fingerprint, whole.names)
+    np.testing.assert_array_equal(np.asarray(sharded.images), whole.images)
+    (tmp_path / "sharded" / "images-0001.npy").unlink()
+    with pytest.raises(UserError, match=r"images-0001.npy is missing: run `dvc repro`"):
+        open_store(tmp_path / "sharded")
+
+
+def test_a_drop_that_fills_its_files_has_no_empty_one(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "_SHARD_BYTES", 3 * 8 * 8)
+    prepare_drop(tmp_path / "raw", tmp_path / "sharded", classes=CLASSES, fmt=GREY8)
+    assert [len(np.load(file)) for file in sorted((tmp_path / "sharded").glob("images*.npy"))] == [3, 3]
+    np.testing.assert_array_equal(
+        np.asarray(open_store(tmp_path / "sharded").images), open_store(prepared).images
+    )
+
+
+def test_unreadable_images_shorten_the_last_file(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "_SHARD_BYTES", 2 * 8 * 8)
+    broken = sorted((tmp_path / "raw").rglob("*.png"))
+    for file in (broken[0], broken[3]):
+        file.write_bytes(b"no image")
+    prepare_drop(tmp_path / "raw", tmp_path / "sharded", classes=CLASSES, fmt=GREY8, skip_unreadable=True)
+    store = open_store(tmp_path / "sharded")
+    np.testing.assert_array_equal(np.asarray(store.images), open_store(prepared).images[[1, 2, 4, 5]])
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data())
+def test_shards_are_indexed_like_one_array(counts, data):
+    parts = [np.random.default_rng(k).integers(0, 256, (n, 2, 2, 1), np.uint8) for k, n in enumerate(counts)]
+    whole, shards = np.concatenate(parts), Shards([Shards(parts[:1]), *parts[1:]])
+    assert (shards.shape, shards.nbytes, len(shards)) == (whole.shape, whole.nbytes, len(whole))
+    numbers = data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=9))
+    np.testing.assert_array_equal(shards[np.array(numbers, int)], whole[np.array(numbers, int)])
+    cut = data.draw(st.slices(len(whole)))
+    np.testing.assert_array_equal(shards[cut], whole[cut])
+    for number in numbers:
+        np.testing.assert_array_equal(shards[number], whole[number])
+    for wrong in (-1, len(whole), np.array([0, len(whole)])):
+        with pytest.raises(IndexError):
+            shards[wrong]

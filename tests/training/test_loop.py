@@ -299,3 +299,9 @@ def test_sgd_is_without_nesterov_and_spares_biases_and_norms_the_decay():
         assert (group["momentum"], group["nesterov"]) == (0.9, False)
         for parameter in group["params"]:
             assert group["weight_decay"] == (1e-4 if parameter.ndim > 1 else 0)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_all_parameters_are_updated_in_one_pass(name):
+    groups = _optimizer(network(), recipe(optimizer=name)).param_groups
+    assert [group["fused"] for group in groups] == [True] * len(groups)
