@@ -36,7 +36,7 @@ class Shards:
             IndexError: there is no such image.
         """
         numbers = np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index)
-        if numbers.size and not (0 <= numbers.min() and numbers.max() < len(self)):
+        if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):
             raise IndexError(f"no image {index} among {len(self)}")
         places = np.searchsorted(self._starts, numbers, side="right") - 1
         if numbers.ndim == 0:
