@@ -22,14 +22,14 @@ class Shards:
         for part in parts:
             self._parts += part._parts if isinstance(part, Shards) else [part]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
-        self.shape = (int(self._starts[-1]), *parts[0].shape[1:])
+        self.shape: tuple[int, ...] = (int(self._starts[-1]), *self._parts[0].shape[1:])
         self.nbytes = sum(part.nbytes for part in self._parts)
         self.dtype = np.dtype(np.uint8)
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
+    def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
         """One image by its number, or several by a slice or by numbers from 0.
 
         Raises:

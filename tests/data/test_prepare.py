@@ -56,7 +56,7 @@ def test_prepared_drop_keeps_its_contract(tmp_path):
     meta = json.loads((tmp_path / "out" / "meta.json").read_text())
     fingerprint = meta.pop("fingerprint")
     assert len(bytes.fromhex(fingerprint)) == 32
-    assert meta == {"format": 1, "classes": CLASSES, "image_size": 8, "channels": 1, "count": 9}
+    assert meta == {"format": 1, "classes": CLASSES, "image_size": 8, "channels": 1, "count": 9, "shards": 1}
     assert check_drop(source, classes=CLASSES, fmt=GREY8) == summary
     assert not list(tmp_path.glob("*.partial*"))
 
