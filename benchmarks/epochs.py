@@ -10,6 +10,7 @@ sees the same views of the images, one per epoch, from a bank of the teacher's l
 import argparse
 import fnmatch
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class Row:
         return f"{self.label}, {self.epochs}"
 
 
-ADAMW = ("optimizer=adamw", "lr=4e-3", "weight_decay=0.02")
+ADAMW = ("optimizer=adamw", "lr=4e-3", "weight_decay=0.02", "warmup_epochs=1")
 ROWS = [
     Row("as it was", LONG),
     Row("as it was", LONG // 2),
@@ -127,6 +128,8 @@ def learn(row: Row, drops: list[Path], banks: list[Path], teacher: Path, folder:
     else:
         batches = BankBatches(stores, banks, recipe.batch_size, **loading)
     averaging = Averaging(method, model, row.average) if row.average else None
+    if averaging:
+        shutil.rmtree(folder / "work", ignore_errors=True)  # the average is in no checkpoint
     progress = train(
         model, averaging or method, batches, recipe, name=row.key, sigma=info.sigma, seed=config.seed, fabric=fabric,
         compile_model=False, work=folder / "work", log=folder / "training.tsv",
