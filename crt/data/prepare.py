@@ -28,7 +28,7 @@ from crt.data.store import FORMAT, shard_name
 from crt.errors import UserError
 
 _CHUNK_BYTES = 4 << 20  # pixels that one task of a worker returns
-_SHARD_BYTES = 1 << 30  # pixels in one file: DVC hashes and transfers files side by side
+_SHARD_BYTES = 1 << 30  # pixels in one file: DVC transfers files side by side
 _ROW_GROUP = 16384
 
 
