@@ -35,7 +35,7 @@ from crt.training.numerics import start_fabric
 
 ROOT = Path(__file__).resolve().parents[1]
 LONG, SHORT = 16, 4  # epochs
-N0, N, IMAGES = 50, 500, 500
+N0, N, IMAGES = 50, 400, 300
 SETTINGS = [
     "student=resnet",
     "networks=tiny",
