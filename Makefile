@@ -18,7 +18,7 @@ run: setup ## Install, get the sample data, run the pipeline, show the results
 setup: $(VENV)/.installed ## Create the virtual environment and install the project
 
 test: $(VENV)/.installed-test ## Run the whole test suite
-	OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 8 --dist worksteal # one thread each: they would starve each other
+	OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 4 --dist worksteal # one thread each: they would starve each other
 
 check: $(VENV)/.installed-test ## Lint, format check, type check
 	ruff check .
