@@ -42,6 +42,7 @@ SETTINGS = [
     "data.augment.crop_padding=4",
     "data.augment.flip=true",
     "student.batch_size=128",
+    "student.lr=0.1",
     f"bank.views={LONG}",
 ]
 
@@ -210,7 +211,7 @@ def main() -> None:
     lines = [
         "# Recipes for few epochs",
         "",
-        f"{images:,} training images, CRT of a narrow ResNet-18 (4 blocks) from a {load_info(args.teacher).arch}; as it was: SGD at "
+        f"{images:,} training images, CRT of a narrow ResNet-18 (4 blocks) from a {load_info(args.teacher).arch}; as it was in the paper: SGD at "
         f"0.1, batch 128, weight decay 1e-4, cosine. {IMAGES} test images, exact certification in int8 with n = {N}, alpha = "
         "0.001. One seed.",
         "",
