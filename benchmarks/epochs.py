@@ -118,7 +118,7 @@ def learn(row: Row, drops: list[Path], banks: list[Path], teacher: Path, folder:
     changes = [f"student.{change}" for change in (*row.changes, f"epochs={epochs}")]
     config = composed(ROOT, [*SETTINGS, "student.warmup_epochs=0", *changes])[1]
     recipe, stores = config.student, [open_store(drop) for drop in drops]
-    fabric = start_fabric(config.runtime)
+    fabric = start_fabric(config.runtime, recipe.bfloat16_on_cpu)
     frozen = fold_batchnorm(load_model(teacher)[0]).to(memory_format=torch.channels_last)
     info, (mean, std) = load_info(teacher), mean_and_std(stores)
     size, channels = stores[0].image_size, stores[0].channels

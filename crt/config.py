@@ -164,6 +164,7 @@ class Recipe(Section):
     scheduler: Literal["cosine", "multistep"]
     warmup_epochs: Annotated[int, Field(ge=0)]
     clip_grad: Positive | None  # largest l2 norm of the gradient; null: no clipping
+    bfloat16_on_cpu: bool  # whether runtime.precision auto means bfloat16 on CPUs with units for it (it pays)
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> "Recipe":
@@ -235,6 +236,14 @@ class Network(Section):
 
     arch: str
     arch_args: dict[str, Any]
+    bfloat16_on_cpu: bool
+
+
+class Epochs(Section):
+    """How long students are trained (conf/experiment/)."""
+
+    convolutions: Count
+    tokens: Count  # transformers, which learn more slowly
 
 
 class Student(Recipe):
@@ -303,7 +312,7 @@ class Runtime(Section):
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
     processes: Count  # that train and certify together, each on its own GPU where there are GPUs
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["auto", "float32", "bfloat16"]  # of training
     compile: bool
     workers: Annotated[int, Field(ge=0)]  # processes that decode images; 0: one per core
 
@@ -316,6 +325,7 @@ class Config(Section):
     data: Data
     teacher: AnyTeacher
     networks: dict[Name, Network]  # conf/student/ takes its arch from here; the stages read student.arch
+    epochs: Epochs  # conf/student/ takes its epochs from here; the stages read student.epochs
     student: Student
     method: Method
     bank: Bank

@@ -29,3 +29,13 @@ def choose_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("there is no MPS device here: set the device (runtime.device) to auto or cpu")
     return device
+
+
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 numbers faster than float32 ones: AVX-512 BF16 or AMX, CUDA from 8.0 on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        # Without such units torch has kernels too, which are many times slower than float32's.
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False

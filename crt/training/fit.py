@@ -31,7 +31,7 @@ from crt.models.checkpoint import (
 from crt.models.fold import fold_batchnorm
 from crt.training.bank import BankBatches
 from crt.training.loop import train
-from crt.training.numerics import start_fabric
+from crt.training.numerics import precision_of, start_fabric
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def fit(
 
     Writes the model folder, the log of the epochs (TSV) and the results (JSON): the last epoch's means over the
     training batches, the seconds, images per second, number of parameters, of epochs, of images and of those left out since
-    the method needs labels, whether it started from `init`'s weights, and how many views of an image the banks hold.
+    the method needs labels, whether it started from `init`'s weights, how many views of an image the banks hold, and the
+    precision.
 
     Under torchrun the processes train together, and rank 0 writes.
 
@@ -76,7 +77,7 @@ def fit(
     first = stores[0]
     if not takes_teacher(method.name):
         teacher = None
-    fabric = start_fabric(config.runtime)
+    fabric = start_fabric(config.runtime, recipe.bfloat16_on_cpu)
     teacher_model = None if teacher is None else load_teacher(teacher, first, config.sigma, fabric.device)
 
     settings = method.model_dump(exclude={"name"})
@@ -153,6 +154,7 @@ def fit(
         "unlabelled_left_out": sum(len(store) for store in stores) - batches.count,
         "warm_start": init is not None,
         "bank_views": views,
+        "precision": precision_of(config.runtime, recipe.bfloat16_on_cpu, fabric.device),
     }
     write_text(files.results, json.dumps(results, indent=2) + "\n")
     shutil.rmtree(files.work, ignore_errors=True)

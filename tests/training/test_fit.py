@@ -16,6 +16,7 @@ from crt.config import Config
 from crt.errors import UserError
 from crt.models.checkpoint import load_model, model_fingerprint
 from crt.training.fit import Files, fit
+from crt.training.numerics import precision_of
 
 ROOT = Path(__file__).resolve().parents[2]
 NET = ["arch=resnet18", "arch_args={layers: [1,1,1,1], channels: [8,8,8,8]}", "epochs=2", "batch_size=16"]
@@ -112,6 +113,7 @@ def test_a_teacher(place, teacher):
     results = place.results("teacher")
     assert {"loss", "cross_entropy", "noisy_accuracy", "train_seconds", "images_per_second"} <= set(results)
     assert results["epochs"] == 2
+    assert results["precision"] == precision_of(parameters().runtime, True, torch.device("cpu"))
     assert results["parameters"] == sum(p.numel() for p in model.parameters())
     assert not place.files("teacher").work.exists()
 

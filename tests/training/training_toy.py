@@ -34,6 +34,7 @@ RECIPE: dict[str, Any] = {
     "scheduler": "cosine",
     "warmup_epochs": 1,
     "clip_grad": 1.0,
+    "bfloat16_on_cpu": True,
 }
 
 
@@ -80,7 +81,7 @@ def run(work: Path, model: nn.Module | None = None, method: Any = None, **change
             "name": "student",
             "sigma": 0.25,
             "seed": 3,
-            "fabric": start_fabric(runtime),
+            "fabric": start_fabric(runtime, settings.bfloat16_on_cpu),
             "compile_model": False,
             "work": work,
             "log": work.parent / "log.tsv",
