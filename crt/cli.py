@@ -57,7 +57,9 @@ def get_data(
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option(help="Height and width of a folder's images after resizing [that of the images]"),
+        typer.Option(
+            min=4, max=2048, help="Height and width of a folder's images after resizing [that of the images]"
+        ),
     ] = None,
     root: Root = Path(),
 ) -> None:

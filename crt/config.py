@@ -6,11 +6,21 @@ tracks. That is why a change of this file re-runs no stage (tests/test_config.py
 """
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from crt.errors import UserError
 
@@ -211,6 +221,18 @@ class FetchedTeacher(Section):
         unknown = sorted(set(self.model_extra or {}) - set(Recipe.model_fields))
         if unknown:
             raise ValueError(f"{unknown[0]} is not a known key (a typo?)")
+        if self.ref is None and not self.refs:
+            raise ValueError(
+                "ref is not set: give a model reference, such as path:teacher.pth (docs/teachers.md)"
+                if self.key == "fetch"
+                else "no release is pinned: make one with `crt release`, then `crt pin latest`"
+            )
+        for ref in (self.ref or "", *self.refs):
+            if re.match(r"path:(\./)?models/teacher(/|#|$)", ref):
+                raise ValueError(
+                    f"ref {ref!r} is what the teacher stage writes, and DVC removes before it runs: name a copy elsewhere, "
+                    "or a release (registry:...)"
+                )
         if self.ref is not None and self.refs:
             raise ValueError("ref and refs are both given: give one model, or the members of an ensemble")
         if self.sha256 is not None and self.refs:
@@ -298,11 +320,14 @@ class Baseline(Section):
     ref: str | None  # a model reference; null: none is pinned
 
 
+Radius = Annotated[str, BeforeValidator(lambda key: key if isinstance(key, str) else str(float(key)))]
+
+
 class Gate(Section):
     """Non-inferiority margins for the paired comparison with the baseline."""
 
     margin: Share  # largest acceptable loss of certified accuracy at a radius
-    margins: dict[str, Share]  # other margins for single radii, keyed by the radius
+    margins: dict[Radius, Share]  # other margins for single radii, keyed by the radius
     acr_margin: NonNegative  # largest acceptable loss of ACR
     confidence: Annotated[float, Field(gt=0.5, lt=1)]  # of the two-sided intervals
 

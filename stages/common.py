@@ -63,7 +63,10 @@ def root() -> Path:
 
 def is_pinned(folder: Path) -> bool:
     """Whether `folder` holds a model, and not the note that none is pinned."""
-    note = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    try:
+        note = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is missing: get it with `dvc repro` or `dvc pull`") from None
     return note.get("pinned") is not False
 
 

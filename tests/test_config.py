@@ -1,6 +1,7 @@
 """conf/, its schema and params.yaml belong together."""
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,8 @@ def test_every_option_composes_and_validates(group, option):
     overrides = [f"{group}={option}"]
     if group == "data":  # settings for one data set refuse to go with another
         overrides.append("data.name=" + option)
+    if option in ("fetch", "released"):  # of what there is no default
+        overrides.append("teacher.ref=path:teacher.pth")
     text, config = composed(ROOT, overrides)
     section = getattr(config, group)
     if group in ("teacher", "student"):
@@ -109,6 +112,43 @@ def test_a_teacher_is_not_trained_by_transfer(raw):
     broken["teacher"]["method"] = {"name": "crt", "alpha": 1.0}
     with pytest.raises(UserError, match=r"teacher\.method"):
         validate(broken, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["teacher=fetch"], "ref is not set: give a model reference"),
+        (["teacher=released"], "no release is pinned"),
+        (["teacher=fetch", "teacher.ref=path:models/teacher"], "what the teacher stage writes"),
+        (["teacher=fetch", "teacher.refs=[path:a, path:./models/teacher/model.safetensors]"], "what the teacher stage writes"),
+    ],
+)  # fmt: skip
+def test_a_reference_that_cannot_be_is_refused_at_once(overrides, said):
+    with pytest.raises(UserError, match=said) as error:
+        composed(ROOT, overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_margins_of_radii_may_be_written_as_numbers():
+    assert composed(ROOT, ["+gate.margins={0.5: 0.01}"])[1].gate.margins == {"0.5": 0.01}
+    with pytest.raises(UserError, match="not among certify"):
+        composed(ROOT, ["+gate.margins={0.3: 0.01}"])
+
+
+@pytest.mark.parametrize(
+    ("arch", "said"),
+    [("resnetv2_50", None), ("cifar_resnet20", None), ("resnet26x", "did you mean resnet26")],
+)
+def test_an_unknown_network_is_refused_when_params_are_written(arch, said, tmp_path):
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    overrides = [f"student.arch={arch}", "student.arch_args={}"]
+    if said is None:
+        compose_params(tmp_path, overrides)
+        assert load(tmp_path / "params.yaml").student.arch == arch
+        return
+    with pytest.raises(UserError, match=said):
+        compose_params(tmp_path, overrides)
+    assert not (tmp_path / "params.yaml").exists()
 
 
 def test_the_pinned_release_can_teach():

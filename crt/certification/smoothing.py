@@ -23,6 +23,8 @@ from crt.devices import choose_device
 from crt.errors import UserError
 from crt.models.fold import fold_batchnorm
 
+MOST_DRAWS = 10_000_000  # of an image; more take GBs for the bookkeeping of a batch
+
 
 class SmoothedClassifier:
     """A torch module, smoothed: `SmoothedClassifier(model, sigma=0.25).certify(images)`.
@@ -65,6 +67,8 @@ class SmoothedClassifier:
             raise UserError(
                 f"n={n} is too small for alpha={alpha}, every image would abstain: give at least {bounds.least_draws(alpha)}"
             )
+        if max(n0, n) > MOST_DRAWS:
+            raise UserError(f"n0={n0} and n={n}: give at most {MOST_DRAWS:,} draws")
         self.sigma, self.alpha, self.seed = sigma, alpha, seed
         if radii is not None and not all(0 <= r < float("inf") for r in radii):
             raise UserError(f"radii are {list(radii)}: give l2 radii of 0 or more in [0,1] pixel units")

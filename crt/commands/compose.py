@@ -37,7 +37,11 @@ def compose_params(root: Path, overrides: Sequence[str] = ()) -> None:
     Raises:
         UserError: see `composed`.
     """
-    text, _ = composed(root, overrides)
+    text, config = composed(root, overrides)
+    if config.student.arch not in {network.arch for network in config.networks.values()}:
+        from crt.models.build import check_arch  # seconds to import
+
+        check_arch(config.student.arch)  # else it would fail only after the teacher was trained
     aside = root / "params.yaml.partial"
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, root / "params.yaml")

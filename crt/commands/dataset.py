@@ -59,8 +59,17 @@ def unrecorded_files(root: Path) -> list[str]:
 
 
 def recorded_drops(root: Path) -> list[str]:
-    """The drops that data.dvc records, whether pulled or not."""
-    found = json.loads(dvc(root, "list", ".", "data/train", "--dvc-only", "--json"))
+    """The drops that data.dvc records, whether pulled or not.
+
+    Raises:
+        UserError: its list of files was never pulled.
+    """
+    try:
+        found = json.loads(dvc(root, "list", ".", "data/train", "--dvc-only", "--json"))
+    except UserError as error:
+        raise UserError(
+            f"what data.dvc records cannot be read: `dvc pull data.dvc`, then run again ({error})"
+        ) from None
     return [item["path"] for item in found]
 
 

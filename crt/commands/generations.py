@@ -28,9 +28,11 @@ def generations(root: Path, students: Sequence[str], overrides: Sequence[str]) -
     students: options of conf/student/, all of them if empty; overrides: Hydra's, for all students alike.
 
     Raises:
-        UserError: an option does not exist or does not fit, or a student failed (after all others have run).
+        UserError: an override chooses a student, an option does not exist or does not fit, or a student failed (after all others have run).
     """
     students = list(students) or sorted(path.stem for path in (root / "conf/student").glob("[!_]*.yaml"))
+    if chosen := [value for value in overrides if value.partition("=")[0].lstrip("+") == "student"]:
+        raise UserError(f"{chosen[0]} is for all students: name the students instead, `crt generations ...`")
     # All are composed before the first runs.
     wanted = {student: _params(root, student, overrides) for student in students}
     there, failed = _experiments(root), []

@@ -61,6 +61,8 @@ def get_data(
         raise UserError(f"--from does not belong to {source!r}: it names CIFAR-10's or Fashion-MNIST's files")
     if kind != "folder" and (name or image_size):
         raise UserError(f"a name and an image size can be given to folder:PATH only, not to {source!r}")
+    if source == _FOLDER:
+        raise UserError("folder: names no folder: write folder:PATH")
     if kind == "folder" and (root / "data").resolve() in [
         (path := Path(source.removeprefix(_FOLDER)).resolve()),
         *path.parents,

@@ -42,9 +42,10 @@ def ingest(source: Path, drop: str, root: Path = Path()) -> None:
     Raises:
         UserError: the delivery fails a check, or the name is taken; nothing is changed then.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", drop) or drop == "test":
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", drop) or drop == "test":
         raise UserError(
-            f"{drop!r} cannot name a drop: use letters, digits, - and _, a letter or digit first (and not 'test')"
+            f"{drop[:100]!r} cannot name a drop: use at most 100 letters, digits, - and _, a letter or digit first "
+            "(and not 'test')"
         )
     if not source.exists():
         raise UserError(f"{source} is missing: name a folder, an .npz or an archive of images")
@@ -131,7 +132,10 @@ def _copy(source: Path, folder: Path, classes: list[str]) -> None:
         for file in walk_files(source):
             target = folder / file.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+            try:
+                shutil.copyfile(file, target)
+            except FileNotFoundError:
+                raise UserError(f"{file} is a link to a file that is not there: mend or remove it") from None
     elif source.suffix.lower() == ".npz":
         shutil.copyfile(source, folder / source.name)
     elif is_archive(source):
@@ -163,7 +167,11 @@ def _check(
             look=look,
         )
     except UserError as error:
-        raise UserError(str(error).replace(str(folder), str(source))) from None
+        # The copy of a single file lies in the folder that stands for it.
+        message = str(error).replace(
+            str(folder / source.name) if source.is_file() else str(folder), str(source)
+        )
+        raise UserError(message.replace(str(folder), str(source))) from None
 
 
 def _report(drop: str, summary: dict[str, Any]) -> None:

@@ -127,13 +127,21 @@ def _check_gate(gate: dict[str, Any], before: list[Release], config: Config) -> 
     said = " ".join(gate.get("sentences", [])[:1])
     remedy = {
         "no baseline": f"run `crt pin {before[0].version if before else ''}`, `dvc repro`, `git commit`, then this again",
-        "undecided": "certify more test images (certify.stride, certify.max_images) or accept wider gate.margins",
+        "undecided": _more_images(gate, config)
+        + " or accept wider margins (gate.margin, gate.acr_margin; docs/gate.md)",
         "fail": "retrain, or accept wider gate.margins (docs/gate.md)",
     }.get(str(verdict), "run `dvc repro`")
     against = f" against {config.baseline.ref.partition('#')[0]}" if config.baseline.ref else ""
     raise UserError(
         f"the gate's verdict{against} is {verdict}, so this is no release. {said} The remedy: {remedy}"
     )
+
+
+def _more_images(gate: dict[str, Any], config: Config) -> str:
+    most = config.certify.max_images
+    if config.certify.stride == 1 and (most is None or gate.get("images", most) < most):
+        return "all test images are certified already: add to the test set (data/test)"
+    return "certify more test images (certify.stride, certify.max_images)"
 
 
 def _register(root: Path, version: str, found: dict[str, Any]) -> str:

@@ -50,6 +50,10 @@ def git(root: Path, *arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
     if done.returncode:
         reason = " ".join(done.stderr.split()) or f"status {done.returncode}"
+        if "not a git repository" in reason:
+            raise UserError(
+                f"{root.resolve()} is no git repository: releases are tags of one; run in a clone"
+            )
         raise UserError(f"`git {' '.join(arguments)}` failed in {root.resolve()} ({reason})")
     return done.stdout
 

@@ -123,7 +123,7 @@ def read_drop(folder: Path, classes: Sequence[str]) -> Drop:
     drop = Drop(folder, files, [open_images(folder / name, len(classes)) for name in archives], ignored)
     if drop.count == 0:
         raise UserError(
-            f"{folder} holds no images: put class folders, images or .npz archives there, or remove the drop with `crt drop-data`"
+            f"{folder} holds no images: put class folders, images or .npz archives there (`crt drop-data` removes a drop)"
         )
     return drop
 

@@ -116,6 +116,8 @@ def open_store(path: Path) -> Store:
         raise UserError(
             f"{path} is damaged (its arrays do not have the {shape[0]} images of meta.json): {remedy}"
         )
+    if len(labels) and not -1 <= labels.min() <= labels.max() < len(meta["classes"]):
+        raise UserError(f"{path} is damaged (it has labels of no class): {remedy}")
     return Store(
         path=path,
         images=images,

@@ -55,11 +55,7 @@ def adopt(
         UserError: it cannot be had, is no classifier of these images, something must be given that the file does not
             tell, or it is of no use at `config.sigma`; the likely cause is named.
     """
-    refs = teacher.refs or ([teacher.ref] if teacher.ref is not None else [])
-    if not refs:
-        raise UserError(
-            "teacher.ref is not set: give a model reference, such as path:teacher.pth (docs/teachers.md)"
-        )
+    refs = [teacher.ref] if teacher.ref is not None else teacher.refs  # one is given: see FetchedTeacher
     store = open_store(drop)
     probe = _probe(store, config.seed, device)
     members: list[Model] = []

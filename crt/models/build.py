@@ -79,7 +79,9 @@ def build_model(
     """
     for name in _NOT_ARGUMENTS:
         if name in arch_args:
-            raise UserError(f"arch_args may not set {name} of {arch}: it follows from the data; remove it")
+            raise UserError(
+                f"arch_args may not set {name} of {arch}: remove it (classes and channels follow from the data, weights from training)"
+            )
     depth = depth_of(arch)
     network: nn.Module
     if arch == ENSEMBLE:
@@ -106,7 +108,7 @@ def _timm_network(
 
     from crt.models.small_images import fit, unfitted
 
-    check_timm_name(arch)
+    check_arch(arch)
     args = dict(arch_args)
     fitted = args.pop("small_images", True)
 
@@ -119,12 +121,14 @@ def _timm_network(
     return fit(arch, create, channels, size) if fitted else unfitted(arch, create, channels, size)
 
 
-def check_timm_name(arch: str) -> None:
-    """Hold a name to timm's.
+def check_arch(arch: str) -> None:
+    """Hold a name to timm's and our own.
 
     Raises:
-        UserError: timm has no such model; near names are listed.
+        UserError: there is no such network; near names are listed.
     """
+    if depth_of(arch) is not None or arch == ENSEMBLE:
+        return
     import timm
 
     if not timm.is_model(arch):

@@ -5,9 +5,10 @@ import json
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -19,6 +20,8 @@ from crt.models.build import BaseClassifier, build_model
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 INFO = "model.json"
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,13 @@ class ModelInfo:
     format: int
     arch: str
     arch_args: dict[str, Any]
-    classes: list[str]
-    image_size: int
-    channels: int
-    mean: list[float]
-    std: list[float]
+    classes: Annotated[list[str], Field(min_length=1)]
+    image_size: Annotated[int, Field(ge=1, le=2048)]
+    channels: Annotated[int, Field(ge=1, le=16)]
+    mean: list[Finite]
+    std: list[Finite]
     resize: str
-    sigma: float
+    sigma: Annotated[Finite, Field(gt=0)]
     method: str
     data_fingerprint: str
     teacher_fingerprint: str | None
@@ -58,7 +61,7 @@ class ModelInfo:
         """Read `to_json`'s text; `source` names it in errors.
 
         Raises:
-            UserError: no JSON, another format version, or missing or unknown keys.
+            UserError: no JSON, another format version, missing or unknown keys, or a value that no model has.
         """
         try:
             raw = json.loads(text)
@@ -76,7 +79,12 @@ class ModelInfo:
             raise UserError(
                 f"{source} lacks {sorted(needed - set(raw))} and has unknown {sorted(set(raw) - known)}: get it again"
             )
-        return cls(**raw)
+        try:
+            return TypeAdapter(cls).validate_json(text, strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"{source} is damaged ({key}: {first['msg']}): get the model again") from None
 
 
 def package_versions() -> dict[str, str]:
@@ -133,6 +141,8 @@ def load_info(folder: Path) -> ModelInfo:
     """
     try:
         text = (folder / INFO).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{folder / INFO} is not text ({error.reason}): get the model again") from None
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{folder} holds no {INFO}: make the model first (`dvc repro`) or `dvc pull` it"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from crt.errors import UserError
-from crt.models.build import BaseClassifier, build_model, check_timm_name
+from crt.models.build import BaseClassifier, build_model, check_arch
 from crt.models.checkpoint import misfit
 from crt.models.cifar_resnet import DEPTHS
 
@@ -206,7 +206,7 @@ def _heads(arch: str) -> tuple[str, ...]:
     """Names of the layers that give logits."""
     if arch.startswith("cifar_resnet"):
         return ("fc",)
-    check_timm_name(arch)
+    check_arch(arch)
     import timm
 
     classifier = timm.get_pretrained_cfg_value(arch, "classifier")

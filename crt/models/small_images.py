@@ -43,7 +43,7 @@ def fit(arch: str, create: Callable[..., nn.Module], channels: int, size: int) -
     else:
         network = _with_lower_strides(network, images)
     if last_map(network, images) is None:
-        raise UserError(f"{arch} cannot work on images of {size} pixels: choose another arch")
+        raise UserError(f"{arch} cannot work on images of {size} pixels: choose another arch or arch_args")
     return network.train()
 
 

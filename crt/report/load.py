@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,20 @@ from crt.errors import UserError
 from crt.evaluation.files import read_csv
 
 Columns = dict[str, list[float]]
+
+# What the page, the model card and `crt show` read of each kind of file. Another version's results may lack some.
+METRICS = {
+    "abstention_rate", "acr", "acr_is_lower_bound", "certified_accuracy", "certified_accuracy_lower_bound", "images",
+    "interval", "median_radius", "smoothed_accuracy", "subset",
+}  # fmt: skip
+SETTINGS = {
+    "alpha", "compile", "data_fingerprint", "device", "mode", "model_fingerprint", "n", "n0", "precision", "sigma", "versions",
+}  # fmt: skip
+MODEL = {
+    "arch", "channels", "classes", "data_fingerprint", "image_size", "method", "resize", "seed", "teacher_fingerprint", "versions",
+}  # fmt: skip
+GATE = {"comparisons", "confidence", "images", "sentences", "vs_teacher", "verdict"}
+PREPARED = {"classes", "duplicates", "images", "skipped", "unlabelled"}
 
 
 @dataclass(frozen=True)
@@ -51,8 +65,9 @@ def load_results(root: Path, drops: Sequence[str]) -> Results:
         for name in ("teacher", "student", "baseline")
         if _pinned(root, name)
     ]
-    data = {name: read_json(root / "results/prepare" / f"{name}.json") for name in (*drops, "test")}
-    return Results(roles, read_json(root / "results/gate.json"), data)
+    prepared = root / "results/prepare"
+    data = {name: read_json(prepared / f"{name}.json", PREPARED) for name in (*drops, "test")}
+    return Results(roles, read_json(root / "results/gate.json", GATE), data)
 
 
 def _pinned(root: Path, name: str) -> bool:
@@ -63,9 +78,9 @@ def _role(root: Path, name: str, trained: bool) -> Role:
     certify = root / "results/certify"
     return Role(
         name=name,
-        metrics=read_json(certify / f"{name}.json"),
-        settings=read_json(root / "certificates" / f"{name}.json"),
-        model=read_json(root / "models" / name / "model.json"),
+        metrics=read_json(certify / f"{name}.json", METRICS),
+        settings=read_json(root / "certificates" / f"{name}.json", SETTINGS),
+        model=read_json(root / "models" / name / "model.json", MODEL),
         training=read_json(root / "results" / f"{name}.json") if trained else {},
         history=_columns(root / "results" / name / "training.tsv", "\t") if trained else {},
         curve=_columns(certify / "curves" / f"{name}.csv"),
@@ -73,8 +88,8 @@ def _role(root: Path, name: str, trained: bool) -> Role:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A result file.
+def read_json(path: Path, keys: Set[str] = frozenset()) -> dict[str, Any]:
+    """A result file, which has `keys`.
 
     Raises:
         UserError: it is missing or damaged.
@@ -87,6 +102,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON ({error}): delete it and run `dvc repro`") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object: delete it and run `dvc repro`")
+    if lacking := sorted(keys - content.keys()):
+        raise UserError(f"{path} lacks {', '.join(lacking)}: delete it and run `dvc repro`")
     return content
 
 

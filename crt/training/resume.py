@@ -1,6 +1,7 @@
 """Resume files: the state of a training run at an epoch's end, so that a killed run goes on from there."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from crt.data.files import partial
 from crt.errors import UserError
 
 STATE = "state.pt"
+PARTS = {"model", "optimizer", "rows", "seconds"}
 
 
 def save_state(work: Path, state: dict[str, Any]) -> None:
@@ -32,9 +34,19 @@ def save_state(work: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(work: Path, device: torch.device) -> dict[str, Any] | None:
-    """The saved state, or None where there is none; nothing is unpickled but tensors and plain values."""
+    """The saved state, or None where there is none, or a damaged one: then standard error says so.
+
+    Nothing is unpickled but tensors and plain values.
+    """
     file = work / STATE
     if not file.is_file():
         return None
-    state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
-    return state
+    try:
+        state = torch.load(file, map_location=device, weights_only=True)
+        reason = "it holds something else"
+    except Exception as error:  # each kind of damage has an exception of its own
+        state, reason = None, type(error).__name__
+    if isinstance(state, dict) and state.keys() >= PARTS:
+        return state
+    print(f"the checkpoint {file} is damaged ({reason}): training starts from the beginning", file=sys.stderr)
+    return None

@@ -187,6 +187,8 @@ def test_images_that_do_not_fit(images: Tensor, message: str) -> None:
             "n=9 is too small for alpha=0.001, every image would abstain: give at least 10",
         ),
         ({"sigma": 0.25, "n0": 0}, "n0 is 0"),
+        ({"sigma": 0.25, "n": 10**14}, "give at most 10,000,000 draws"),
+        ({"sigma": 0.25, "n0": 10**14}, "give at most 10,000,000 draws"),
         ({"sigma": 0.25, "radii": [-0.1]}, "radii are"),
     ],
 )

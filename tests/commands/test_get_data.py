@@ -156,6 +156,7 @@ def test_after_kills_the_same_command_ends_what_was_begun(repo, tmp_path, monkey
         ("digits", {"origin": "x"}, "--from does not belong to 'digits'"),
         ("cifar10", {"name": "x"}, "can be given to folder:PATH only"),
         ("folder:nowhere", {}, "nowhere is missing"),
+        ("folder:", {}, "write folder:PATH"),
         ("cifar10", {"origin": "nowhere"}, "nowhere cannot be read"),
     ],
 )

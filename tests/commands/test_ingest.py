@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import tarfile
 import zipfile
@@ -156,6 +157,10 @@ def test_image(source):
 test_image.__test__ = False  # type: ignore[attr-defined]
 
 
+def dangling(source):
+    (source / "3" / "away.png").symlink_to(source / "nowhere.png")
+
+
 def labels_out_of_range(source):
     empty(source)
     np.savez(source / "a.npz", images=np.zeros((2, 8, 8), np.uint8), labels=[0, 10])
@@ -178,6 +183,7 @@ def pickled(source):
             test_image,
             r"1 image\(s\) that also stand in the test set: 7/known.bmp \(test image digits.npz#5\)",
         ),
+        (dangling, r"in/3/away.png is a link to a file that is not there: mend or remove it"),
         (labels_out_of_range, r"a.npz: 1 of 2 labels are out of range, first 10 at index 1"),
         (pickled, r"a.npz: `labels` holds pickled Python objects"),
     ],
@@ -203,7 +209,7 @@ def test_archive_with_a_path_that_leads_out(repo, tmp_path):
     assert not list(tmp_path.rglob("evil.png"))
 
 
-@pytest.mark.parametrize("drop", ["", "../x", "a/b", "-x", ".x", "test", "a b", "x.partial"])
+@pytest.mark.parametrize("drop", ["", "../x", "a/b", "-x", ".x", "test", "a b", "x.partial", "x" * 101])
 def test_names_that_cannot_be(repo, tmp_path, drop):
     with pytest.raises(UserError, match="cannot name a drop"):
         ingest(delivery(tmp_path / "in"), drop, repo)
@@ -313,6 +319,19 @@ def test_drop_data_removes_every_trace(repo):
     drop_data("2025-02", repo)
     assert_dropped(repo, "2025-02", ["2025-01", "2025-03"])
     assert run(repo, "dvc", "status", "-q", "data.dvc") == ""
+
+
+def test_a_single_file_is_named_as_it_was_given(repo, no_dvc, tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8), np.uint8), labels=[0, 10])
+    with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path))}/a\.npz: 1 of 2 labels"):
+        ingest(tmp_path / "a.npz", "2025-04", repo)
+
+
+@pytest.mark.slow
+def test_drop_data_without_the_list_of_files_names_the_remedy(clone):
+    shutil.rmtree(clone / "sample")  # the remote, as in a clone of data that nobody pushed
+    with pytest.raises(UserError, match=r"`dvc pull data\.dvc`, then run again"):
+        drop_data("2025-02", clone)
 
 
 def test_drop_data_with_nothing_pulled(clone):

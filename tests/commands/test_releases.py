@@ -159,7 +159,7 @@ def test_an_ingest_killed_at_the_pins_is_ended_by_the_same_command(released, tmp
         ("pass", True, None),
         ("no baseline", False, None),
         ("no baseline", True, "`crt pin v1.10.0`"),
-        ("undecided", True, "certify more test images"),
+        ("undecided", True, "add to the test set (data/test) or accept wider margins (gate.margin"),
         ("fail", True, "is fail, so this is no release"),
         (None, False, "run `dvc repro`"),
     ],
@@ -174,6 +174,14 @@ def test_which_verdicts_let_a_student_pass(released, verdict, earlier, said):
     with pytest.raises(UserError) as error:
         _check_gate(gate, before, config)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("certify", "most"), [({"stride": 2}, None), ({"max_images": 30}, 30)])
+def test_where_images_are_left_out_more_of_them_are_the_remedy(released, certify, most):
+    config = load(released / "params.yaml")
+    config = config.model_copy(update={"certify": config.certify.model_copy(update=certify)})
+    with pytest.raises(UserError, match=r"certify more test images \(certify\.stride, certify\.max_images\)"):
+        _check_gate({"verdict": "undecided", "images": 30}, list_releases(released), config)
 
 
 def author(repo):
@@ -227,5 +235,5 @@ def test_what_is_not_reproduced_is_not_released(repo):
 
 
 def test_outside_a_git_repository(tmp_path):
-    with pytest.raises(UserError, match="not a git repository"):
+    with pytest.raises(UserError, match="is no git repository: releases are tags of one"):
         list_releases(tmp_path)

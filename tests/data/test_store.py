@@ -55,6 +55,15 @@ def test_arrays_that_do_not_belong_together(prepared):
         open_store(prepared)
 
 
+@pytest.mark.parametrize("label", [-2, 99])
+def test_labels_of_no_class(prepared, label):
+    labels = np.load(prepared / "labels.npy")
+    labels[1] = label
+    np.save(prepared / "labels.npy", labels)
+    with pytest.raises(UserError, match="has labels of no class"):
+        open_store(prepared)
+
+
 def test_pickled_labels_are_refused(prepared):
     np.save(prepared / "labels.npy", np.array([None] * 6), allow_pickle=True)
     with pytest.raises(UserError, match="is damaged"):

@@ -24,7 +24,7 @@ IMAGES = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def base() -> Config:
-    return composed(ROOT, ["teacher=fetch", "data=digits"])[1]
+    return composed(ROOT, ["teacher=fetch", "data=digits", "teacher.ref=path:a.pth"])[1]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ class Bench:
         return f"path:{name}#sha256={sha256_of(self.root / name)}"
 
     def adopt(self, **settings) -> dict:
-        values = {**self.base.teacher.model_dump(), "sigma": 0.25, **settings}
+        values = {**self.base.teacher.model_dump(), "sigma": 0.25, "ref": None, **settings}
         teacher = FetchedTeacher.model_validate(values)
         places = {"folder": self.folder, "log": self.log, "results": self.results}
         work = self.root / "work"
@@ -130,7 +130,6 @@ def _arrays(drop: Path):
 
 
 def test_what_the_file_does_not_tell_is_asked_for(bench):
-    bench.refused("teacher.ref is not set")
     bench.refused(
         r"set teacher\.sigma \(its first BatchNorm's statistics fit 0\.25 best\)",
         ref=bench.pin("a.pth"),

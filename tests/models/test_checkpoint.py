@@ -139,6 +139,32 @@ def test_a_description_that_is_no_json_is_refused(folder):
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sigma": "x"}, "sigma: "),
+        ({"sigma": 0.0}, "sigma: "),
+        ({"image_size": 100_000}, "image_size: "),
+        ({"channels": 1.5}, "channels: "),
+        ({"classes": []}, "classes: "),
+        ({"mean": [None]}, r"mean\.0: "),
+        ({"std": [float("inf")]}, r"std\.0: "),
+        ({"arch_args": "{}"}, "arch_args: "),
+    ],
+)
+def test_values_that_no_model_has_are_refused(folder, changes, said):
+    _edit(folder, **changes)
+    with pytest.raises(UserError, match=rf"model\.json is damaged \({said}.*get the model again") as error:
+        load_model(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_description_that_is_no_text_is_refused(folder):
+    (folder / "model.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="is not text"):
+        load_model(folder)
+
+
 def test_missing_surplus_and_misshapen_weights_are_told_in_at_most_ten_lines(folder):
     file = folder / "model.safetensors"
     tensors = load_file(file)

@@ -39,7 +39,7 @@ def test_one_fails_and_the_others_go_on(project):
     # DVC reads git's configuration for an experiment of its own folder; `make setup` writes there.
     driver = re.search(r'git config merge\.crt\.driver "(.+?)"', (project.root / "Makefile").read_text())[1]
     project.run("git", "config", "merge.crt.driver", driver.replace("$(VENV)", ".venv"))
-    broken = "defaults: [_sgd, _self_]\nkey: broken\narch: resnet18x\narch_args: {}\n"
+    broken = "defaults: [_sgd, _self_]\nkey: broken\narch: resnet18x\narch_args: {}\nbfloat16_on_cpu: true\n"
     (project.root / "conf/student/broken.yaml").write_text(broken)
     project.commit("a student that cannot be built")
     before = (project.root / "params.yaml").read_text()
@@ -58,6 +58,10 @@ def test_one_fails_and_the_others_go_on(project):
     again = project.run("crt", "generations", "regnet", "-S", "+experiment=smoke")
     assert "regnet: is there already" in again.stderr
     assert again.stdout.splitlines()[1] == second
+
+    chosen = project.run("crt", "generations", "regnet", "-S", "student=vit", check=False)
+    assert chosen.returncode == 1
+    assert "student=vit is for all students" in chosen.stderr
 
     unknown = project.run("crt", "generations", "regnet", "nothing", check=False)
     assert unknown.returncode == 1

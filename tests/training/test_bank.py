@@ -156,6 +156,16 @@ def test_another_teachers_bank_is_refused(stores, folders):
         batches.check(teacher(), 2 * SIGMA)
 
 
+@pytest.mark.parametrize("damage", ["NaN", "shuffled"])
+@pytest.mark.parametrize("view", [0, 2])
+def test_every_view_is_compared(stores, folders, view, damage):
+    file = folders[1] / f"view-{view:04d}.npy"
+    logits = np.load(file)
+    np.save(file, logits * np.nan if damage == "NaN" else np.roll(logits, 1, axis=0))
+    with pytest.raises(UserError, match=f"{folders[1].name} does not hold this teacher's logits"):
+        BankBatches(stores, folders, 32, **AUGMENT).check(teacher(), SIGMA)
+
+
 @pytest.mark.parametrize("damage", ["missing", "no view", "half", "no bank", "other drop"])
 def test_a_damaged_bank_ends_in_one_sentence(damage, stores, folders):
     view = folders[1] / "view-0001.npy"

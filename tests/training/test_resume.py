@@ -66,7 +66,12 @@ def test_killed_at_random_moments_training_ends_with_the_same_bytes(tmp_path):
 
 
 def test_a_state_comes_back(tmp_path):
-    state = {"model": {"w": torch.rand(3)}, "rows": [{"epoch": 1, "loss": 0.5}], "seconds": 1.5}
+    state = {
+        "model": {"w": torch.rand(3)},
+        "optimizer": {},
+        "rows": [{"epoch": 1, "loss": 0.5}],
+        "seconds": 1.5,
+    }
     assert load_state(tmp_path / "work", torch.device("cpu")) is None
     save_state(tmp_path / "work", state)
     loaded = load_state(tmp_path / "work", torch.device("cpu"))
@@ -76,7 +81,8 @@ def test_a_state_comes_back(tmp_path):
 
 
 def test_a_full_disk_ends_in_a_sentence_and_leaves_the_state_before(tmp_path, monkeypatch):
-    save_state(tmp_path, {"seconds": 1.0})
+    before = {"model": {}, "optimizer": {}, "rows": [], "seconds": 1.0}
+    save_state(tmp_path, before)
 
     def full(state, file):
         file.write_bytes(b"half")
@@ -86,15 +92,30 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_the_state_before(tmp_path, mo
     with pytest.raises(UserError, match=r"No space left.*free disk space.*intact"):
         save_state(tmp_path, {"seconds": 2.0})
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
-    assert load_state(tmp_path, torch.device("cpu")) == {"seconds": 1.0}
+    assert load_state(tmp_path, torch.device("cpu")) == before
 
 
-def test_nothing_but_tensors_and_plain_values_is_unpickled(tmp_path):
+@pytest.mark.parametrize("damage", ["empty", "half", "noise", "other"])
+def test_a_damaged_state_is_none_and_said(tmp_path, capsys, damage):
+    save_state(tmp_path, {"model": {"w": torch.rand(99)}, "optimizer": {}, "rows": [], "seconds": 1.0})
+    file = tmp_path / "state.pt"
+    if damage == "other":
+        torch.save([1, 2], file)
+    else:
+        whole = file.read_bytes()
+        file.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "noise": os.urandom(500)}[damage])
+    assert load_state(tmp_path, torch.device("cpu")) is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"the checkpoint {file} is damaged" in line
+    assert line.endswith("training starts from the beginning")
+
+
+def test_nothing_but_tensors_and_plain_values_is_unpickled(tmp_path, capsys):
     class Sly:
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "owned"),))
 
     torch.save({"model": Sly()}, tmp_path / "state.pt")
-    with pytest.raises(Exception, match=r"[Ww]eights"):
-        load_state(tmp_path, torch.device("cpu"))
+    assert load_state(tmp_path, torch.device("cpu")) is None
+    assert "is damaged (UnpicklingError" in capsys.readouterr().err
     assert not (tmp_path / "owned").exists()
