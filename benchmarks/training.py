@@ -5,12 +5,13 @@
 CRT from a ResNet-20 or another teacher on 32x32 images. The yardstick is a loop as in the published repositories: float32, NCHW, a
 DataLoader with workers that augments image by image, the teacher with its BatchNorms, one `.item()` per statistic and step.
 Ours is `crt.training.loop.train` with `crt.data.batches.Batches`, as the student stage runs it, in the precision that it chooses
-(`runtime.precision: auto`), in float32, with `runtime.compile`, and with the teacher's logits from a bank (`bank.views`). In every round each loop trains for --steps steps, one after the other; the table has the medians
-of the rounds' ratios. Compiling and writing the bank are not timed, the share of the peak is of the best matrix product
+(`runtime.precision: auto`), in float32, with `runtime.compile`, and with the teacher's logits from a bank (`bank.views`). Each loop has a process of its own, ours with the environment that the stages have (stages/common.py).
+In every round each trains for --steps steps, one after the other; the table has the medians of the rounds' ratios. Compiling and writing the bank are not timed, the share of the peak is of the best matrix product
 between the rounds. Run it on a quiet machine.
 """
 
 import argparse
+import multiprocessing
 import os
 import platform
 import shutil
@@ -18,6 +19,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = ["cifar_resnet20", "resnet18", "convnext_atto", "regnetx_002"]
 SIGMA, SIZE = 0.25, 32
 CPU_WORKERS = 2  # of the yardstick's DataLoader
+OURS = {"GOMP_SPINCOUNT": "2000"}  # as stages/common.py
 
 
 def network(arch: str) -> nn.Module:
@@ -168,6 +172,36 @@ def ours(
     return run
 
 
+def serve(pipe: Connection, make: Callable[..., Callable[[], float]], *arguments: Any) -> None:
+    """A process' work: build a loop, run it whenever asked, and answer with images per second."""
+    run = make(*arguments)
+    pipe.send(0.0)
+    while pipe.recv():
+        pipe.send(run())
+
+
+@contextmanager
+def in_a_process(
+    environment: dict[str, str], make: Callable[..., Callable[[], float]], *arguments: Any
+) -> Iterator[Callable[[], float]]:
+    """The loop that `make` builds, in a process that starts with these variables."""
+    own, other = multiprocessing.Pipe()
+    os.environ |= environment
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(other, make, *arguments))
+    process.start()
+    for name in environment:
+        del os.environ[name]
+    own.recv()
+
+    def run() -> float:
+        own.send(True)
+        return own.recv()
+
+    yield run
+    own.send(False)
+    process.join()
+
+
 def operations(arch: str, teacher: str | None) -> float:
     """Floating-point operations of one training step per image: the student's passes and the teacher's, if it runs."""
     images = torch.rand(2, 3, SIZE, SIZE)
@@ -236,17 +270,19 @@ def main() -> None:
     ]
     scratch = tempfile.TemporaryDirectory()
     for arch in args.networks:
-        runs = {"field": field(arch, args.teacher, images, labels, args.batch, args.steps, device)}
-        for variant, (precision, compiled, banked) in variants.items():
-            runtime = Runtime(
-                device=args.device, processes=1, precision=precision, compile=compiled, workers=0
-            )
-            bank = Path(scratch.name) / arch if banked else None
-            runs[variant] = ours(arch, args.teacher, images, labels, args.batch, args.steps, runtime, bank)
+        common = (arch, args.teacher, images, labels, args.batch, args.steps)
         rounds, peaks = [], []
-        for _ in range(args.rounds):
-            rounds.append({name: run() for name, run in runs.items()})
-            peaks.append(peak(device))
+        with ExitStack() as stack:
+            runs = {"field": stack.enter_context(in_a_process({}, field, *common, device))}
+            for variant, (precision, compiled, banked) in variants.items():
+                runtime = Runtime(
+                    device=args.device, processes=1, precision=precision, compile=compiled, workers=0
+                )
+                bank = Path(scratch.name) / arch if banked else None
+                runs[variant] = stack.enter_context(in_a_process(OURS, ours, *common, runtime, bank))
+            for _ in range(args.rounds):
+                rounds.append({name: run() for name, run in runs.items()})
+                peaks.append(peak(device))
         median = {name: statistics.median(one[name] for one in rounds) for name in runs}
         cells = [arch, f"{median['field']:,.0f}"]
         for variant in variants:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crt.methods.base import standard_normal_like
+
 DDN_GAMMA = 0.05  # relative change of DDN's norm in a step
 LEVELS = 255  # DDN's iterates are 8-bit images
 EPSILON = 1e-8  # keeps a zero gradient a zero step where the formula says g / (||g|| + 1e-8)
@@ -89,8 +91,7 @@ def project(delta: Tensor, radius: float) -> Tensor:
 def unit(gradient: Tensor, generator: torch.Generator) -> Tensor:
     """gradient / its l2 norm per image; where that is zero an N(0, I) draw (SmoothAdv's escape from flat regions)."""
     norm = norms(gradient)
-    escape = torch.empty_like(gradient).normal_(generator=generator)
-    return torch.where(norm > 0, gradient / norm, escape)
+    return torch.where(norm > 0, gradient / norm, standard_normal_like(gradient, generator))
 
 
 def smoothed_gradient(

@@ -9,7 +9,7 @@ from torch import nn
 
 from crt.errors import UserError
 from crt.methods import build_method, needs_labels, takes_teacher
-from crt.methods.base import Batch
+from crt.methods.base import Batch, standard_normal_like
 from crt.methods.gaussian import gaussian
 from crt.methods.terms import accuracy, cross_entropy
 
@@ -65,6 +65,18 @@ def test_noise_is_fresh_has_sigma_and_is_not_clipped(name):
     for given in spy.inputs:
         assert given.min() < 0
         assert given.max() > 1
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_noise_fills_any_memory_format(memory_format):
+    images = torch.rand(64, 3, 8, 8).to(memory_format=memory_format)
+    noise = standard_normal_like(images, seeded())
+    assert noise.stride() == images.stride()
+    assert abs(noise.mean().item()) < 5 / math.sqrt(noise.numel())
+    assert noise.var(dim=(0, 2, 3)).tolist() == pytest.approx([1] * 3, rel=5 * math.sqrt(2 / 4096))
+    assert torch.equal(noise, standard_normal_like(images, seeded()))
+    in_memory = noise.permute(0, 2, 3, 1) if memory_format == torch.channels_last else noise
+    assert torch.equal(in_memory.flatten(), torch.empty(noise.numel()).normal_(generator=seeded()))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
