@@ -129,6 +129,15 @@ def test_a_reference_that_cannot_be_is_refused_at_once(overrides, said):
     assert "\n" not in str(error.value)
 
 
+def test_an_unknown_option_is_answered_with_the_known_ones():
+    with pytest.raises(UserError) as error:
+        composed(ROOT, ["student=nope"])
+    assert "Could not find 'student/nope' Available options in 'student': convnext convnextv2" in str(
+        error.value
+    )
+    assert str(error.value).endswith("wide_resnet")
+
+
 def test_margins_of_radii_may_be_written_as_numbers():
     assert composed(ROOT, ["+gate.margins={0.5: 0.01}"])[1].gate.margins == {"0.5": 0.01}
     with pytest.raises(UserError, match="not among certify"):

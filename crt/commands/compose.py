@@ -1,6 +1,7 @@
 """`crt compose`: params.yaml from conf/."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,9 @@ def composed(root: Path, overrides: Sequence[str]) -> tuple[str, Config]:
             config = compose("config", overrides=list(overrides))
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:
-        message = " ".join(str(error).split())
+        # Hydra lists files that are no options (their names begin with _) and where it has searched.
+        message = " ".join(str(error).split()).partition(" Config search path:")[0]
+        message = re.sub(r"(?<= )_\w+ ", "", message)
         raise UserError(f"conf/ does not compose with {list(overrides)}: {message}") from None
     # The very text that DVC writes under `dvc exp run`, so that the two never differ.
     text = OmegaConf.to_yaml(config)
