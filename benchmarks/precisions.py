@@ -24,11 +24,8 @@ from crt.models.build import build_model
 from crt.models.fold import fold_batchnorm
 
 ROOT = Path(__file__).resolve().parents[1]
-SCALES = {
-    "tiny": (8, 1, 64, 10),
-    "small": (32, 3, 64, 5),
-    "large": (224, 3, 8, 3),
-}  # side, channels, batch, rounds
+# Side, channels, batch, rounds.
+SCALES = {"tiny": (8, 1, 64, 10), "small": (32, 3, 64, 5), "large": (224, 3, 8, 3)}
 
 
 def step_of(arch: str, arch_args: dict, size: int, channels: int, batch: int) -> Callable[[bool], float]:

@@ -5,9 +5,10 @@
 CRT from a ResNet-20 or another teacher on 32x32 images. The yardstick is a loop as in the published repositories: float32, NCHW, a
 DataLoader with workers that augments image by image, the teacher with its BatchNorms, one `.item()` per statistic and step.
 Ours is `crt.training.loop.train` with `crt.data.batches.Batches`, as the student stage runs it, in the precision that it chooses
-(`runtime.precision: auto`), in float32, with `runtime.compile`, and with the teacher's logits from a bank (`bank.views`). Each loop has a process of its own, ours with the environment that the stages have (stages/common.py).
-In every round each trains for --steps steps, one after the other; the table has the medians of the rounds' ratios. Compiling and writing the bank are not timed, the share of the peak is of the best matrix product
-between the rounds. Run it on a quiet machine.
+(`runtime.precision: auto`), in float32, with `runtime.compile`, and with the teacher's logits from a bank (`bank.views`). Each
+loop has a process of its own, ours with the environment that the stages have (stages/common.py). In every round each trains for
+--steps steps, one after the other; the table has the medians of the rounds' ratios. Compiling and writing the bank are not
+timed, the share of the peak is of the best matrix product between the rounds. Run it on a quiet machine.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -186,20 +188,21 @@ def in_a_process(
 ) -> Iterator[Callable[[], float]]:
     """The loop that `make` builds, in a process that starts with these variables."""
     own, other = multiprocessing.Pipe()
-    os.environ |= environment
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(other, make, *arguments))
-    process.start()
-    for name in environment:
-        del os.environ[name]
+    with patch.dict(os.environ, environment):
+        process.start()
+    other.close()  # so that the death of the process ends `recv`
     own.recv()
 
     def run() -> float:
         own.send(True)
         return own.recv()
 
-    yield run
-    own.send(False)
-    process.join()
+    try:
+        yield run
+    finally:
+        own.send(False)
+        process.join()
 
 
 def operations(arch: str, teacher: str | None) -> float:

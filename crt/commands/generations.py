@@ -28,7 +28,8 @@ def generations(root: Path, students: Sequence[str], overrides: Sequence[str]) -
     students: options of conf/student/, all of them if empty; overrides: Hydra's, for all students alike.
 
     Raises:
-        UserError: an override chooses a student, an option does not exist or does not fit, or a student failed (after all others have run).
+        UserError: an override chooses a student, an option does not exist or does not fit, or a student failed
+            (after all others have run).
     """
     students = list(students) or sorted(path.stem for path in (root / "conf/student").glob("[!_]*.yaml"))
     if chosen := [value for value in overrides if value.partition("=")[0].lstrip("+") == "student"]:

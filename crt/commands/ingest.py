@@ -167,10 +167,9 @@ def _check(
             look=look,
         )
     except UserError as error:
-        # The copy of a single file lies in the folder that stands for it.
-        message = str(error).replace(
-            str(folder / source.name) if source.is_file() else str(folder), str(source)
-        )
+        message = str(error)
+        if source.is_file():  # its copy lies in the folder that stands for it
+            message = message.replace(str(folder / source.name), str(source))
         raise UserError(message.replace(str(folder), str(source))) from None
 
 

@@ -37,6 +37,9 @@ def load_state(work: Path, device: torch.device) -> dict[str, Any] | None:
     """The saved state, or None where there is none, or a damaged one: then standard error says so.
 
     Nothing is unpickled but tensors and plain values.
+
+    Raises:
+        OSError, MemoryError, torch.OutOfMemoryError: it could not be read, and may be whole.
     """
     file = work / STATE
     if not file.is_file():
@@ -44,6 +47,8 @@ def load_state(work: Path, device: torch.device) -> dict[str, Any] | None:
     try:
         state = torch.load(file, map_location=device, weights_only=True)
         reason = "it holds something else"
+    except (OSError, MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # each kind of damage has an exception of its own
         state, reason = None, type(error).__name__
     if isinstance(state, dict) and state.keys() >= PARTS:

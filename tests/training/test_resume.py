@@ -110,6 +110,18 @@ def test_a_damaged_state_is_none_and_said(tmp_path, capsys, damage):
     assert line.endswith("training starts from the beginning")
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_a_state_that_cannot_be_read_is_not_given_up(tmp_path, monkeypatch, error):
+    save_state(tmp_path, {"model": {}, "optimizer": {}, "rows": [], "seconds": 1.0})
+
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(type(error)):
+        load_state(tmp_path, torch.device("cpu"))
+
+
 def test_nothing_but_tensors_and_plain_values_is_unpickled(tmp_path, capsys):
     class Sly:
         def __reduce__(self):
