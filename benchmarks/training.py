@@ -1,12 +1,12 @@
 """Speed of our training step against a loop in the way of the field's code: images per second, side by side.
 
-    python benchmarks/training.py [--device cuda] [--batch 64] [--steps 5] [--rounds 5] [--teacher resnet18] [--networks regnetx_002 ...]
+    python benchmarks/training.py [--device cuda] [--batch 64] [--steps 20] [--rounds 5] [--teacher resnet18] [--networks regnetx_002 ...]
 
 CRT from a ResNet-20 or another teacher on 32x32 images. The yardstick is a loop as in the published repositories: float32, NCHW, a
 DataLoader with workers that augments image by image, the teacher with its BatchNorms, one `.item()` per statistic and step.
 Ours is `crt.training.loop.train` with `crt.data.batches.Batches`, as the student stage runs it, in the precision that it chooses
 (`runtime.precision: auto`), in float32, with `runtime.compile`, and with the teacher's logits from a bank (`bank.views`). Each
-loop has a process of its own, ours with the environment that the stages have (stages/common.py). In every round each trains for
+loop has a process of its own, ours with the memory settings of the stages (`crt.memory`). In every round each trains for
 --steps steps, one after the other; the table has the medians of the rounds' ratios. Compiling and writing the bank are not
 timed, the share of the peak is of the best matrix product between the rounds. Run it on a quiet machine.
 """
@@ -24,7 +24,6 @@ from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -38,6 +37,7 @@ from crt.config import Recipe, Runtime
 from crt.data.batches import Batches
 from crt.data.store import Store
 from crt.devices import has_bfloat16_units
+from crt.memory import keep_freed_memory
 from crt.methods.crt import crt
 from crt.models.build import build_model
 from crt.models.fold import fold_batchnorm
@@ -49,7 +49,6 @@ ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = ["cifar_resnet20", "resnet18", "convnext_atto", "regnetx_002"]
 SIGMA, SIZE = 0.25, 32
 CPU_WORKERS = 2  # of the yardstick's DataLoader
-OURS = {"GOMP_SPINCOUNT": "2000"}  # as stages/common.py
 
 
 def network(arch: str) -> nn.Module:
@@ -136,6 +135,7 @@ def ours(
     bank: Path | None,
 ) -> Callable[[], float]:
     """The student stage's loop: a function that trains for an epoch to warm up and one that counts."""
+    keep_freed_memory()
     fabric = start_fabric(runtime, bfloat16_on_cpu=True)
     model = network(arch)
     teacher = fold_batchnorm(network(teacher_arch).to(fabric.device)).to(memory_format=torch.channels_last)
@@ -183,14 +183,11 @@ def serve(pipe: Connection, make: Callable[..., Callable[[], float]], *arguments
 
 
 @contextmanager
-def in_a_process(
-    environment: dict[str, str], make: Callable[..., Callable[[], float]], *arguments: Any
-) -> Iterator[Callable[[], float]]:
-    """The loop that `make` builds, in a process that starts with these variables."""
+def in_a_process(make: Callable[..., Callable[[], float]], *arguments: Any) -> Iterator[Callable[[], float]]:
+    """The loop that `make` builds, in a process of its own."""
     own, other = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(other, make, *arguments))
-    with patch.dict(os.environ, environment):
-        process.start()
+    process.start()
     other.close()  # so that the death of the process ends `recv`
     own.recv()
 
@@ -246,7 +243,7 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--teacher", default="cifar_resnet20")
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
@@ -280,13 +277,13 @@ def main() -> None:
         common = (arch, args.teacher, images, labels, args.batch, args.steps)
         rounds, peaks = [], []
         with ExitStack() as stack:
-            runs = {"field": stack.enter_context(in_a_process({}, field, *common, device))}
+            runs = {"field": stack.enter_context(in_a_process(field, *common, device))}
             for variant, (precision, compiled, banked) in variants.items():
                 runtime = Runtime(
                     device=args.device, processes=1, precision=precision, compile=compiled, workers=0
                 )
                 bank = Path(scratch.name) / arch if banked else None
-                runs[variant] = stack.enter_context(in_a_process(OURS, ours, *common, runtime, bank))
+                runs[variant] = stack.enter_context(in_a_process(ours, *common, runtime, bank))
             for _ in range(args.rounds):
                 rounds.append({name: run() for name, run in runs.items()})
                 peaks.append(peak(device))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from crt.errors import UserError
+from crt.memory import keep_freed_memory
 
 app = typer.Typer(
     help="Certified Robustness Transfer: get data, add drops, compose parameters, release, predict with certificates.",
@@ -196,6 +197,7 @@ def show(root: Root = Path()) -> None:
 
 def main() -> None:
     """Run the command; a user's mistake ends in one sentence on stderr and status 1."""
+    keep_freed_memory()
     try:
         app()
     except UserError as error:

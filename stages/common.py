@@ -12,15 +12,13 @@ try:
     import crt
     from crt.config import Config, load
     from crt.errors import UserError
+    from crt.memory import keep_freed_memory
 except ModuleNotFoundError as error:
     sys.exit(
         f"{error}: activate the project's environment first (`source .venv/bin/activate`, or use `make`)"
     )
 
-# Read when torch is loaded. Threads that wait by spinning for long, GNU OpenMP's default, starve each other where other
-# programs compute on the same cores: a training step took more than 20 times as long, and 2 to 3 times with this.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+keep_freed_memory()
 
 
 def run(stage: Callable[[Config], None]) -> None:
