@@ -216,7 +216,7 @@ def main() -> None:
     lines = [
         "# Recipes for few epochs",
         "",
-        f"{images:,} training images, CRT of a narrow ResNet-18 (4 blocks) from a {load_info(args.teacher).arch}; as it was in the paper: SGD at "
+        f"{images:,} training images, CRT of a narrow ResNet-18 (4 blocks) from a {load_info(args.teacher).arch} with ACR {top:.4f}; as it was in the paper: SGD at "
         f"0.1, batch 128, weight decay 1e-4, cosine. {IMAGES} test images, exact certification in int8 with n = {N}, alpha = "
         "0.001. One seed.",
         "",
