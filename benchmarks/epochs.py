@@ -34,7 +34,7 @@ from crt.training.loop import train
 from crt.training.numerics import start_fabric
 
 ROOT = Path(__file__).resolve().parents[1]
-LONG, SHORT = 64, 4  # epochs
+SHORT, LONG = 4, (8, 16, 32, 64)  # epochs
 N0, N, IMAGES = 50, 400, 300
 SETTINGS = [
     "student=resnet",
@@ -43,7 +43,7 @@ SETTINGS = [
     "data.augment.flip=true",
     "student.batch_size=128",
     "student.lr=0.1",
-    f"bank.views={LONG}",
+    f"bank.views={LONG[-1]}",
 ]
 
 
@@ -64,21 +64,13 @@ class Row:
 
 ADAMW = ("optimizer=adamw", "lr=4e-3", "weight_decay=0.02", "warmup_epochs=1")
 ROWS = [
-    Row("as it was", LONG),
-    Row("as it was", LONG // 2),
-    Row("as it was", LONG // 4),
-    Row("as it was", LONG // 8),
-    Row("as it was", SHORT),
+    *(Row("as it was", epochs) for epochs in (SHORT, *LONG)),
     Row("lr 0.2", SHORT, ("lr=0.2",)),
     Row("lr 0.4", SHORT, ("lr=0.4",)),
     Row("lr 0.4, warm-up of an epoch", SHORT, ("lr=0.4", "warmup_epochs=1")),
     Row("batch 64", SHORT, ("batch_size=64",)),
     Row("batch 32", SHORT, ("batch_size=32",)),
-    Row("batch 64, lr 0.2", SHORT, ("batch_size=64", "lr=0.2")),
-    Row("batch 64, lr 0.2", LONG // 8, ("batch_size=64", "lr=0.2")),
-    Row("batch 64, lr 0.2", LONG // 4, ("batch_size=64", "lr=0.2")),
-    Row("batch 64, lr 0.2", LONG // 2, ("batch_size=64", "lr=0.2")),
-    Row("batch 64, lr 0.2", LONG, ("batch_size=64", "lr=0.2")),
+    *(Row("batch 64, lr 0.2", epochs, ("batch_size=64", "lr=0.2")) for epochs in (SHORT, *LONG)),
     Row("batch 64, lr 0.4", SHORT, ("batch_size=64", "lr=0.4")),
     Row("batch 32, lr 0.2", SHORT, ("batch_size=32", "lr=0.2")),
     Row("weight decay 5e-4", SHORT, ("weight_decay=5e-4",)),
