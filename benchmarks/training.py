@@ -40,10 +40,10 @@ from crt.devices import has_bfloat16_units
 from crt.memory import keep_freed_memory
 from crt.methods.crt import crt
 from crt.models.build import build_model
-from crt.models.fold import fold_batchnorm
 from crt.training.bank import BankBatches, write_bank
+from crt.training.fit import frozen_teacher
 from crt.training.loop import train
-from crt.training.numerics import start_fabric
+from crt.training.numerics import precision_of, start_fabric
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = ["cifar_resnet20", "resnet18", "convnext_atto", "regnetx_002"]
@@ -138,7 +138,10 @@ def ours(
     keep_freed_memory()
     fabric = start_fabric(runtime, bfloat16_on_cpu=True)
     model = network(arch)
-    teacher = fold_batchnorm(network(teacher_arch).to(fabric.device)).to(memory_format=torch.channels_last)
+    precision = "float32" if bank is not None else precision_of(runtime, True, fabric.device)
+    teacher = frozen_teacher(
+        network(teacher_arch).to(fabric.device), torch.Size([3, SIZE, SIZE]), getattr(torch, precision)
+    )
     count = batch * steps
     store = Store(
         Path("made up"), images[:count], labels[:count], [str(k) for k in range(10)], "0" * 64, SIZE, 3

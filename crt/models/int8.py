@@ -6,7 +6,6 @@ bits: processors without VNNI add products in pairs in 16 bits, and 2 * 255 * 63
 """
 
 import math
-import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +13,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from crt.errors import UserError
+from crt.models.fusion import Fused, find_fusions, is_convolution, skip_identities
 
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 64
 WEIGHT_LEVELS, ACTIVATION_LEVELS = 63, 255
-RELUS = (F.relu, torch.relu, "relu", "relu_")
-SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 class Scale(NamedTuple):
@@ -101,15 +99,6 @@ class Convolution(nn.Module):
         return result
 
 
-class _Fused(NamedTuple):
-    """A convolution and what is computed with it, at the place of the last of these nodes."""
-
-    conv: fx.Node
-    nodes: tuple[fx.Node, ...]  # the convolution first
-    summand: fx.Node | None
-    relu: bool
-
-
 class _Ranges(fx.Interpreter):
     """Runs a graph and keeps the least and the greatest value, and the shape, of what each node gives."""
 
@@ -157,7 +146,7 @@ def quantize(folded: nn.Module, shape: torch.Size, sigma: float) -> nn.Module:
     Raises:
         UserError: there are none, or this machine's torch has no such kernels.
     """
-    if not isinstance(folded, fx.GraphModule) or not any(map(_is_convolution, folded.modules())):
+    if not isinstance(folded, fx.GraphModule) or not any(map(is_convolution, folded.modules())):
         raise UserError(
             "precision int8 is for networks of convolutions with BatchNorm, such as ResNets: choose float32 for this one"
         )
@@ -165,11 +154,11 @@ def quantize(folded: nn.Module, shape: torch.Size, sigma: float) -> nn.Module:
         raise UserError(
             "precision int8 needs a build of torch with oneDNN's 8-bit kernels: choose float32 on this machine"
         )
-    _skip_identities(folded)
+    skip_identities(folded)
     ranges = _Ranges(folded)
     for images in calibration_images(shape, sigma).split(CALIBRATION_BATCH):
         ranges.run(images)
-    return _rewrite(folded, _fusions(folded), ranges)
+    return _rewrite(folded, find_fusions(folded, ranges.shapes), ranges)
 
 
 def _kernels_are_there() -> bool:
@@ -181,7 +170,7 @@ def _kernels_are_there() -> bool:
     return torch.backends.mkldnn.is_available() and [a.name for a in arguments[6:8]] == ["qaccum", "bias"]
 
 
-def _rewrite(module: fx.GraphModule, fusions: list[_Fused], ranges: _Ranges) -> fx.GraphModule:
+def _rewrite(module: fx.GraphModule, fusions: list[Fused], ranges: _Ranges) -> fx.GraphModule:
     """The graph with fused convolutions; a tensor changes between uint8 and float32 where it is needed as the other."""
     last = {fused.nodes[-1]: fused for fused in fusions}
     inner = {node for fused in fusions for node in fused.nodes[:-1]}
@@ -233,62 +222,3 @@ def _rewrite(module: fx.GraphModule, fusions: list[_Fused], ranges: _Ranges) -> 
         (floats if out is None else integers)[node] = call(new, *inputs)
     graph.lint()
     return fx.GraphModule(module, graph, "Int8").eval()
-
-
-def _fusions(module: fx.GraphModule) -> list[_Fused]:
-    """Every convolution, with the sum and the ReLU that directly follow it and need nothing else of it."""
-    found, taken = list[_Fused](), set[fx.Node]()
-    for node in reversed(module.graph.nodes):  # of two that are added, the later one takes the sum
-        if node.op != "call_module" or not _is_convolution(module.get_submodule(str(node.target))):
-            continue
-        nodes, summand = [node], None
-        follower = _only_user(node)
-        if follower is not None and follower not in taken and _is_sum(follower):
-            operands = [arg for arg in follower.args if isinstance(arg, fx.Node) and arg is not node]
-            if len(operands) == 1 and not follower.kwargs:
-                nodes.append(follower)
-                summand, follower = operands[0], _only_user(follower)
-        relu = follower is not None and _is_relu(follower, module)
-        if relu and follower is not None:
-            nodes.append(follower)
-        taken.update(nodes)
-        found.append(_Fused(node, tuple(nodes), summand, relu))
-    return found
-
-
-def _skip_identities(module: fx.GraphModule) -> None:
-    """Take out of the graph what does nothing: the places of folded BatchNorms, dropout at inference."""
-    for node in list(module.graph.nodes):
-        if node.op == "call_module" and not _working_parts(module.get_submodule(str(node.target))):
-            node.replace_all_uses_with(node.args[0])
-            module.graph.erase_node(node)
-    module.recompile()
-
-
-def _working_parts(module: nn.Module) -> list[nn.Module]:
-    """A module's parts that do something at inference, in order."""
-    if isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d):
-        return []
-    if type(module) is nn.Sequential:
-        return [part for child in module for part in _working_parts(child)]
-    return [module]
-
-
-def _is_convolution(module: nn.Module) -> bool:
-    return (
-        type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    )
-
-
-def _is_sum(node: fx.Node) -> bool:
-    return node.op in ("call_function", "call_method") and node.target in SUMS and len(node.args) == 2
-
-
-def _is_relu(node: fx.Node, module: fx.GraphModule) -> bool:
-    if node.op == "call_module":
-        return [type(m) for m in _working_parts(module.get_submodule(str(node.target)))] == [nn.ReLU]
-    return node.op in ("call_function", "call_method") and node.target in RELUS
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None

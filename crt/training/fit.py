@@ -29,6 +29,7 @@ from crt.models.checkpoint import (
     save_model,
 )
 from crt.models.fold import fold_batchnorm
+from crt.models.fusion import fuse_convolutions
 from crt.training.bank import BankBatches
 from crt.training.loop import train
 from crt.training.numerics import precision_of, start_fabric
@@ -78,7 +79,13 @@ def fit(
     if not takes_teacher(method.name):
         teacher = None
     fabric = start_fabric(config.runtime, recipe.bfloat16_on_cpu)
-    teacher_model = None if teacher is None else load_teacher(teacher, first, config.sigma, fabric.device)
+    replay = banks is not None and method.name == "crt"
+    precision = precision_of(config.runtime, recipe.bfloat16_on_cpu, fabric.device)
+    teacher_model = None
+    if teacher is not None:
+        # A bank is in float32, and the teacher is there to check it.
+        dtype = torch.bfloat16 if precision == "bfloat16" and not replay else torch.float32
+        teacher_model = load_teacher(teacher, first, config.sigma, fabric.device, dtype)
 
     settings = method.model_dump(exclude={"name"})
     train_method = build_method(method.name, settings, teacher_model)
@@ -103,7 +110,8 @@ def fit(
         "world_size": fabric.world_size,
     }
     batches: Batches
-    if banks is not None and method.name == "crt":
+    if replay:
+        assert banks is not None
         assert teacher_model is not None, "crt has a teacher"
         bank = BankBatches(stores, banks, recipe.batch_size, **loading)
         bank.check(teacher_model, config.sigma)
@@ -154,7 +162,7 @@ def fit(
         "unlabelled_left_out": sum(len(store) for store in stores) - batches.count,
         "warm_start": init is not None,
         "bank_views": views,
-        "precision": precision_of(config.runtime, recipe.bfloat16_on_cpu, fabric.device),
+        "precision": precision,
     }
     write_text(files.results, json.dumps(results, indent=2) + "\n")
     shutil.rmtree(files.work, ignore_errors=True)
@@ -214,8 +222,10 @@ def _shortened(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"epochs": recipe.init_epochs, "lr": recipe.init_lr, "warmup_epochs": 0})
 
 
-def load_teacher(folder: Path, store: Store, sigma: float, device: torch.device) -> nn.Module:
-    """The frozen teacher, BatchNorm folded; it must have been made for these data and this noise."""
+def load_teacher(
+    folder: Path, store: Store, sigma: float, device: torch.device, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """The frozen teacher, made fast; it must have been made for these data and this noise. dtype: as in `frozen_teacher`."""
     if not folder.is_dir():
         raise UserError(
             f"{folder} is missing: train the teacher first (`dvc repro teacher`) or `dvc pull` it"
@@ -228,4 +238,15 @@ def load_teacher(folder: Path, store: Store, sigma: float, device: torch.device)
         sigma,
         "choose another teacher or train one with `dvc repro teacher`",
     )
-    return fold_batchnorm(model).to(memory_format=torch.channels_last)
+    return frozen_teacher(model, torch.Size([store.channels, store.image_size, store.image_size]), dtype)
+
+
+def frozen_teacher(model: nn.Module, shape: torch.Size, dtype: torch.dtype) -> nn.Module:
+    """A copy of `model` that only infers, made fast: BatchNorm folded and, on a CPU, what follows a convolution within it.
+
+    shape: [C, H, W] of its images; dtype: what the convolutions compute in on a CPU (on other devices, autocast says).
+    """
+    folded = fold_batchnorm(model)
+    if next(folded.parameters()).device.type == "cpu":
+        folded = fuse_convolutions(folded, shape, dtype)
+    return folded.to(memory_format=torch.channels_last)
