@@ -84,17 +84,17 @@ class _Grouped(torch.autograd.Function):
         C = x.shape[1]
         k, count = _pixels(C), x.numel() // C
         grouped = _grouped(x, k)
-        unused = torch.zeros(2, k * C)  # its type keeps the statistics in float32
-        means, variances = torch.batch_norm_update_stats(grouped, unused[0], unused[1], 0.0)
+        unused = torch.zeros(k * C)  # running statistics, whose type keeps the batch's in float32
+        means, variances = torch.batch_norm_update_stats(grouped, unused, unused, 0.0)
         # The variance of the whole: the mean of the groups' and the variance of their means, since they are of equal size.
         means, variances = means.view(k, C), variances.view(k, C)
         mean = means.mean(0)
         var = (means - mean).square_().add_(variances).mean(0)
         running_mean.lerp_(mean, momentum)
-        running_var.lerp_(var * (count / (count - 1)), momentum)
+        running_var.mul_(1 - momentum).add_(var, alpha=momentum * count / (count - 1))
+        parameters = _repeat(torch.stack((weight, bias, mean, var)), k)
         y = torch.empty_like(x)  # not a view: a ReLU may work in place
-        parameters = torch.stack((weight, bias, mean, var))
-        _affine(grouped, _repeat(parameters, k), eps, out=_grouped(y, k))
+        _normalise(grouped, parameters, eps, out=_grouped(y, k))
         ctx.save_for_backward(x, parameters)
         ctx.eps = eps
         return y
@@ -108,26 +108,21 @@ class _Grouped(torch.autograd.Function):
         k, count = _pixels(C), x.numel() // C
         grouped = _grouped(x, k)
         weight, _, mean, var = parameters
-        weights, _, means, variances = _repeat(parameters, k)
-        _, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
-            _grouped(dy, k), grouped, weights, means, variances, None, None, False, ctx.eps, [False, True, True]
-        )  # fmt: skip
-        d_weight, d_bias = d_weight.view(k, C).sum(0), d_bias.view(k, C).sum(0)
-        # dx = scale * (dy - mean(dy) - x_hat * mean(dy * x_hat)) = scale * dy + slope * x + shift. The scale is rounded to
-        # x's type first, as autocast rounds weights, so that dx stays orthogonal to 1 and x_hat.
-        inverse = torch.rsqrt(var + ctx.eps)
-        rounded = (weight * inverse).to(x.dtype)
-        scale = rounded.float()
-        slope = scale * inverse * d_weight / -count
-        shift = scale * d_bias / -count - slope * mean
-        line = torch.stack((slope, shift, torch.zeros_like(mean), torch.ones_like(mean)))
+        _, *sums = torch.ops.aten.native_batch_norm_backward(
+            _grouped(dy, k), grouped, weight, mean, var, None, None, False, ctx.eps, [False, True, True]
+        )
+        sums = torch.stack(sums).view(2, k, C).sum(1)  # over the batch, of dy * x_hat and dy
+        # dx = scale * (dy - mean(dy) - x_hat * mean(dy * x_hat)). The scale is rounded to x's type first, as autocast rounds
+        # weights, so that dx stays orthogonal to 1 and x_hat.
+        scale = (torch.rsqrt(var[:C] + ctx.eps) * weight[:C]).to(x.dtype)
         dx = torch.empty_like(x)
-        _affine(grouped, _repeat(line, k), 0.0, out=_grouped(dx, k))
+        rest = _repeat(sums * (scale.float() / -count), k)
+        _normalise(grouped, torch.cat((rest, parameters[2:])), ctx.eps, out=_grouped(dx, k))
         while k * C < 1024 and count % (2 * k) == 0:  # long rows, for torch's loop over them
             k *= 2
         rows = (count // k, k * C)
-        dx.as_strided(rows, (k * C, 1)).addcmul_(dy.as_strided(rows, (k * C, 1)), torch.cat((rounded,) * k))
-        return dx, None, None, d_weight, d_bias, None, None
+        dx.as_strided(rows, (k * C, 1)).addcmul_(dy.as_strided(rows, (k * C, 1)), torch.cat((scale,) * k))
+        return dx, None, None, *sums, None, None
 
 
 def _grouped(x: Tensor, k: int) -> Tensor:
@@ -137,13 +132,13 @@ def _grouped(x: Tensor, k: int) -> Tensor:
 
 
 def _repeat(parameters: Tensor, k: int) -> Tensor:
-    """[4, C] -> [4, k*C], for the view's channels. (Tensor.repeat takes ten times as long for so few numbers.)"""
+    """[P, C] -> [P, k*C], for the view's channels. (Tensor.repeat takes ten times as long for so few numbers.)"""
     return torch.cat((parameters,) * k, 1)
 
 
-def _affine(x: Tensor, parameters: Tensor, eps: float, out: Tensor) -> None:
+def _normalise(x: Tensor, parameters: Tensor, eps: float, out: Tensor) -> None:
     """out = (x - mean) / sqrt(var + eps) * weight + bias; parameters [4, channels of x]: weight, bias, mean, var."""
-    none = [torch.empty(0), torch.empty(0)]
+    unused = [torch.empty(0), torch.empty(0)]
     torch.ops.aten.native_batch_norm.out(
-        x, *parameters, False, 0.0, eps, out=out, save_mean=none[0], save_invstd=none[1]
+        x, *parameters, False, 0.0, eps, out=out, save_mean=unused[0], save_invstd=unused[1]
     )
