@@ -71,7 +71,7 @@ def fuse_convolutions(folded: nn.Module, shape: torch.Size, dtype: torch.dtype) 
     shapes = _Shapes(network)
     try:
         shapes.run(torch.zeros(2, *shape, dtype=next(network.parameters()).dtype))
-    except RuntimeError:  # images of another shape than the network's: it says so itself, when it is called
+    except Exception:  # images of another shape than the network's: its own code says so, when it is called
         return folded
     for number, fused in enumerate(find_fusions(network, shapes.of)):
         conv, last = network.get_submodule(str(fused.conv.target)), fused.nodes[-1]
@@ -178,8 +178,8 @@ def _kernels_are_there(dtype: torch.dtype) -> bool:
     """They are what torch.compile itself calls, no public API, so their form is looked at before it is relied on."""
     try:
         arguments = torch.ops.mkldnn._convolution_pointwise.binary._schema.arguments
+        can = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     except AttributeError:
         return False
     known = [a.name for a in arguments[:4]] == ["X", "other", "W", "B"] and arguments[8].name == "binary_attr"
-    can = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.backends.mkldnn.is_available() and known and can

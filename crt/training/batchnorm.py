@@ -8,7 +8,6 @@ numbers are not filled. Seen as an image with k * C channels and one k-th of the
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -25,8 +24,12 @@ _torch_batch_norm: Callable[..., Tensor] = F.batch_norm
 @contextmanager
 def grouped_batch_norm() -> Iterator[None]:
     """Within, torch's and timm's BatchNorm modules compute by `batch_norm`."""
-    with mock.patch.object(F, "batch_norm", batch_norm):
+    before = F.batch_norm
+    F.batch_norm = batch_norm
+    try:
         yield
+    finally:
+        F.batch_norm = before
 
 
 def batch_norm(
