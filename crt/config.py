@@ -179,7 +179,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _warmup_ends(self) -> "Recipe":
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be less than epochs ({self.epochs})")
+            raise ValueError(
+                f"warmup_epochs ({self.warmup_epochs}) must be less than epochs ({self.epochs}): lower it, to 0 for none"
+            )
         return self
 
 

@@ -30,7 +30,9 @@ def run(stage: Callable[[Config], None]) -> None:
     except OSError as error:
         sys.exit(f"error: {error}: free space or mend the path, then run again; finished work is kept")
     except KeyboardInterrupt:
-        sys.exit("interrupted: run again to go on from the last checkpoint")
+        sys.exit(
+            "interrupted: run again to go on from what is done (training: from its last checkpoint, one every 20 s)"
+        )
 
 
 def run_on_all_devices(stage: Callable[[Config], None]) -> None:
