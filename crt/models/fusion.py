@@ -66,14 +66,14 @@ def fuse_convolutions(folded: nn.Module, shape: torch.Size, dtype: torch.dtype) 
     """
     if not isinstance(folded, fx.GraphModule) or not _kernels_are_there(dtype):
         return folded
-    network = copy.deepcopy(folded)
+    network = fx.GraphModule(folded, copy.deepcopy(folded.graph))  # a graph of its own, the same layers
     skip_identities(network)
-    shapes = _Shapes(network)
+    shapes = Shapes(network)
     try:
         shapes.run(torch.zeros(2, *shape, dtype=next(network.parameters()).dtype))
     except Exception:  # images of another shape than the network's: its own code says so, when it is called
         return folded
-    for number, fused in enumerate(find_fusions(network, shapes.of)):
+    for number, fused in enumerate(find_fusions(network, shapes.shapes)):
         conv, last = network.get_submodule(str(fused.conv.target)), fused.nodes[-1]
         assert isinstance(conv, nn.Conv2d)
         name = f"fused_{number}"
@@ -89,17 +89,17 @@ def fuse_convolutions(folded: nn.Module, shape: torch.Size, dtype: torch.dtype) 
     return network
 
 
-class _Shapes(fx.Interpreter):
+class Shapes(fx.Interpreter):
     """Runs a graph and keeps the shapes of what its nodes give."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.of: dict[fx.Node, torch.Size] = {}
+        self.shapes: dict[fx.Node, torch.Size] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
-            self.of[n] = value.shape
+            self.shapes[n] = value.shape
         return value
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from crt.errors import UserError
-from crt.models.fusion import Fused, find_fusions, is_convolution, skip_identities
+from crt.models.fusion import Fused, Shapes, find_fusions, is_convolution, skip_identities
 
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 64
 WEIGHT_LEVELS, ACTIVATION_LEVELS = 63, 255
@@ -99,12 +99,11 @@ class Convolution(nn.Module):
         return result
 
 
-class _Ranges(fx.Interpreter):
-    """Runs a graph and keeps the least and the greatest value, and the shape, of what each node gives."""
+class _Ranges(Shapes):
+    """Keeps the least and the greatest value of what each node gives, too."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.shapes: dict[fx.Node, torch.Size] = {}
         self._ranges: dict[fx.Node, tuple[float, float]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -113,7 +112,6 @@ class _Ranges(fx.Interpreter):
             low, high = (float(v) for v in value.aminmax())
             old = self._ranges.get(n, (low, high))
             self._ranges[n] = min(low, old[0]), max(high, old[1])
-            self.shapes[n] = value.shape
         return value
 
     def scale(self, node: fx.Node) -> Scale:

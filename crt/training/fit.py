@@ -84,7 +84,7 @@ def fit(
     teacher_model = None
     if teacher is not None:
         # A bank is in float32, and the teacher is there to check it.
-        dtype = torch.bfloat16 if precision == "bfloat16" and not replay else torch.float32
+        dtype = torch.float32 if replay else getattr(torch, precision)
         teacher_model = load_teacher(teacher, first, config.sigma, fabric.device, dtype)
 
     settings = method.model_dump(exclude={"name"})

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from convolutions import GEOMETRIES, Twisted
 from test_fold import shaken
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,18 +51,7 @@ def literally(
 
 @pytest.mark.parametrize("zero", [0, 97])
 @pytest.mark.parametrize("relu", [True, False])
-@pytest.mark.parametrize(
-    "geometry",
-    [
-        {"kernel_size": 3, "padding": 1},
-        {"kernel_size": 3, "padding": 1, "stride": 2, "bias": False},
-        {"kernel_size": 1, "stride": 2},
-        {"kernel_size": 3, "padding": 2, "dilation": 2},
-        {"kernel_size": 3, "padding": 1, "groups": 4},
-        {"kernel_size": 3, "padding": 1, "groups": 8},
-        {"kernel_size": 7, "padding": 3, "stride": 2},
-    ],
-)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
 @torch.no_grad()
 def test_convolution(geometry: dict, relu: bool, zero: int) -> None:
     torch.manual_seed(0)
@@ -128,26 +118,6 @@ def test_integers_do_not_depend_on_the_batch() -> None:
     assert torch.equal(seen[0], torch.cat(seen[1:]))
 
 
-class Twisted(nn.Module):
-    """Sums that overwrite what is still needed, sums of a thing with itself, one convolution used twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
-        self.one = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
-        self.two = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Dropout(0.5))
-        self.head = nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        y = F.relu(self.one(x) + x)
-        z = self.two(y)
-        z = (z + z).sigmoid() + x  # x is needed after the sum above
-        z = torch.add(self.one(z), self.two(y)).relu()
-        return self.head((z - y).mean((2, 3)))
-
-
 def test_any_graph_stays_right() -> None:
     model = shaken(Twisted())
     folded = fold_batchnorm(model)
@@ -192,6 +162,6 @@ def test_torch_without_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_network_with_nan() -> None:
     folded = fold_batchnorm(Twisted())
-    folded.get_submodule("one.0").weight.data[0] = float("nan")
+    folded.get_submodule("stem.0").weight.data[0] = float("nan")
     with pytest.raises(UserError, match="values that are not finite"):
         quantize(folded, SHAPE, 0.25)

@@ -52,9 +52,8 @@ def test_it_is_batch_norm_in_float32_to_less_than_the_error_of_torchs_own(channe
 def test_in_bfloat16_statistics_are_float32s_and_the_rest_is_within_its_rounding(channels: int, side: int):
     torch.manual_seed(0)
     x = channels_last(16, channels, side, side, dtype=torch.bfloat16)
-    dy = torch.randn_like(
-        x
-    )  # errors are relative to dy, so a mean of it, which cancels, would count as one of dx
+    # Errors are relative to dy, so a mean of it, which cancels, would count as one of dx.
+    dy = torch.randn_like(x)
     exact = everything(F.batch_norm, x.double(), dy, torch.float64)
     ours = everything(batch_norm, x, dy, torch.float32)
     assert [t.dtype for t in ours] == [torch.bfloat16] * 2 + [torch.float32] * 4
