@@ -17,10 +17,9 @@ from certified import certified_metrics
 
 from crt.commands.compose import composed
 from crt.data.store import open_store
-from crt.models.checkpoint import load_model, model_fingerprint
-from crt.models.fold import fold_batchnorm
+from crt.models.checkpoint import model_fingerprint
 from crt.training.bank import write_bank
-from crt.training.fit import Files, fit
+from crt.training.fit import Files, fit, load_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
 VIEWS = [0, 5, 15, 45]  # 0: a live teacher
@@ -34,7 +33,7 @@ def run(views: int, seed: int, student: str, folder: Path) -> float:
     drops = [ROOT / "prepared/train" / drop for drop in config.data.drops]
     banks = [folder / f"bank-{drop.name}" for drop in drops] if views else None
     if banks is not None:
-        frozen = fold_batchnorm(load_model(teacher)[0])
+        frozen = load_teacher(teacher, open_store(drops[0]), config.sigma, torch.device("cpu"))
         for drop, bank in zip(drops, banks, strict=True):
             write_bank(
                 frozen, model_fingerprint(teacher), open_store(drop), config, torch.device("cpu"), bank, folder / "bank"

@@ -27,9 +27,9 @@ from crt.data.store import open_store
 from crt.methods.base import Batch, Loss, Method
 from crt.methods.crt import crt
 from crt.models.build import build_model
-from crt.models.checkpoint import ModelInfo, load_info, load_model, model_fingerprint, save_model
-from crt.models.fold import fold_batchnorm
+from crt.models.checkpoint import ModelInfo, load_info, model_fingerprint, save_model
 from crt.training.bank import BankBatches, write_bank
+from crt.training.fit import load_teacher
 from crt.training.loop import train
 from crt.training.numerics import start_fabric
 
@@ -115,7 +115,7 @@ def learn(row: Row, drops: list[Path], banks: list[Path], teacher: Path, folder:
     config = composed(ROOT, [*SETTINGS, "student.warmup_epochs=0", *changes])[1]
     recipe, stores = config.student, [open_store(drop) for drop in drops]
     fabric = start_fabric(config.runtime, recipe.bfloat16_on_cpu)
-    frozen = fold_batchnorm(load_model(teacher)[0]).to(memory_format=torch.channels_last)
+    frozen = load_teacher(teacher, stores[0], config.sigma, fabric.device)
     info, (mean, std) = load_info(teacher), mean_and_std(stores)
     size, channels = stores[0].image_size, stores[0].channels
     torch.manual_seed(derive_seed(config.seed, "weights"))
@@ -167,7 +167,7 @@ def certify(model: Path, test: Path, out: Path) -> dict[str, float]:
 def banks_of(drops: list[Path], teacher: Path, work: Path) -> list[Path]:
     config: Config = composed(ROOT, SETTINGS)[1]
     banks = [work / f"bank-{drop.name}" for drop in drops]
-    frozen = fold_batchnorm(load_model(teacher)[0]).to(memory_format=torch.channels_last)
+    frozen = load_teacher(teacher, open_store(drops[0]), config.sigma, torch.device("cpu"))
     for drop, bank in zip(drops, banks, strict=True):
         if not bank.is_dir():
             fingerprint = model_fingerprint(teacher)
