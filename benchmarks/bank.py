@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from certified import certified_metrics
 
+from crt.bank import write_bank
 from crt.commands.compose import composed
 from crt.data.store import open_store
 from crt.models.checkpoint import model_fingerprint
-from crt.training.bank import write_bank
 from crt.training.fit import Files, fit, load_teacher
 
 ROOT = Path(__file__).resolve().parents[1]

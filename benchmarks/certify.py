@@ -46,9 +46,9 @@ from crt.certification.votes import (
     run_procedures,
 )
 from crt.data.store import Store, open_store
+from crt.inference.fold import fold_batchnorm
 from crt.models.build import build_model
 from crt.models.checkpoint import load_model, model_fingerprint
-from crt.models.fold import fold_batchnorm
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGMA = 0.25

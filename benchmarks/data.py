@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from crt.data.batches import Batches
-from crt.data.images import ImageFormat
-from crt.data.prepare import prepare_drop
 from crt.data.store import open_store
+from crt.drops.images import ImageFormat
+from crt.drops.prepare import prepare_drop
+from crt.training.batches import Batches
 
 CLASSES = 100
 BATCH, LOADED = 128, 50  # images per batch, batches that are timed

@@ -20,10 +20,10 @@ from certified import certified_metrics
 
 from crt.commands.compose import composed
 from crt.config import Config
-from crt.data.drops import read_classes
-from crt.data.images import ImageFormat
-from crt.data.prepare import prepare_drop
 from crt.data.store import open_store, read_hashes
+from crt.drops.images import ImageFormat
+from crt.drops.layout import read_classes
+from crt.drops.prepare import prepare_drop
 from crt.training.fit import Files, fit
 
 ROOT = Path(__file__).resolve().parents[1]

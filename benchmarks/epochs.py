@@ -19,16 +19,16 @@ from certified import certified_metrics
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from crt.bank import BankBatches, write_bank
 from crt.commands.compose import composed
 from crt.config import Config
-from crt.data.batches import Batches, derive_seed, mean_and_std
-from crt.data.files import write_text
 from crt.data.store import open_store
+from crt.files import write_text
 from crt.methods.base import Batch, Loss, Method
 from crt.methods.crt import crt
 from crt.models.build import build_model
 from crt.models.checkpoint import ModelInfo, load_info, model_fingerprint, save_model
-from crt.training.bank import BankBatches, write_bank
+from crt.training.batches import Batches, derive_seed, mean_and_std
 from crt.training.fit import load_teacher
 from crt.training.loop import train
 from crt.training.numerics import start_fabric

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 import yaml
 
-from crt.data.files import write_text
 from crt.devices import has_bfloat16_units
+from crt.files import write_text
+from crt.inference.fold import fold_batchnorm
 from crt.methods.base import Batch
 from crt.methods.crt import crt
 from crt.models.build import build_model
-from crt.models.fold import fold_batchnorm
 
 ROOT = Path(__file__).resolve().parents[1]
 # Side, channels, batch, rounds.

@@ -23,10 +23,10 @@ from certified import certified_metrics
 
 from crt.commands.compose import composed
 from crt.config import Config
-from crt.data.files import write_text
-from crt.data.images import ImageFormat
-from crt.data.prepare import prepare_drop
 from crt.data.store import Store, open_store
+from crt.drops.images import ImageFormat
+from crt.drops.prepare import prepare_drop
+from crt.files import write_text
 from crt.models.checkpoint import load_info
 from crt.training.fit import Files, fit
 

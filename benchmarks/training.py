@@ -4,7 +4,7 @@
 
 CRT from a ResNet-20 or another teacher on 32x32 images. The yardstick is a loop as in the published repositories: float32, NCHW, a
 DataLoader with workers that augments image by image, the teacher with its BatchNorms, one `.item()` per statistic and step.
-Ours is `crt.training.loop.train` with `crt.data.batches.Batches`, as the student stage runs it, in the precision that it chooses
+Ours is `crt.training.loop.train` with `crt.training.batches.Batches`, as the student stage runs it, in the precision that it chooses
 (`runtime.precision: auto`), in float32, with `runtime.compile`, and with the teacher's logits from a bank (`bank.views`). Each
 loop has a process of its own, ours with the memory settings of the stages (`crt.memory`). In every round each trains for
 --steps steps, one after the other; the table has the medians of the rounds' ratios. Compiling and writing the bank are not
@@ -32,15 +32,15 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
+from crt.bank import BankBatches, write_bank
 from crt.commands.compose import composed
 from crt.config import Recipe, Runtime
-from crt.data.batches import Batches
 from crt.data.store import Store
 from crt.devices import has_bfloat16_units
 from crt.memory import keep_freed_memory
 from crt.methods.crt import crt
 from crt.models.build import build_model
-from crt.training.bank import BankBatches, write_bank
+from crt.training.batches import Batches
 from crt.training.fit import frozen_teacher
 from crt.training.loop import train
 from crt.training.numerics import precision_of, start_fabric

@@ -7,7 +7,7 @@ from pathlib import Path
 from common import run, work_dir
 
 from crt.config import Config
-from crt.data.files import replacing, write_text
+from crt.files import replacing, write_text
 
 
 def main(config: Config) -> None:
@@ -21,10 +21,10 @@ def main(config: Config) -> None:
 
 
 def write(config: Config, drop: str, folder: Path) -> None:
+    from crt.bank import write_bank
     from crt.data.store import open_store
     from crt.devices import choose_device
     from crt.models.checkpoint import model_fingerprint
-    from crt.training.bank import write_bank
     from crt.training.fit import load_teacher
 
     store, teacher = open_store(Path("prepared/train") / drop), Path("models/teacher")

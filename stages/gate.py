@@ -6,8 +6,8 @@ from common import run
 
 from crt.config import Config
 from crt.evaluation.certificates import is_pinned, read_certificates
-from crt.evaluation.files import write_json
 from crt.evaluation.gate import Margins, decide
+from crt.files import write_json
 
 CERTIFICATES = Path("certificates")
 

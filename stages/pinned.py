@@ -6,7 +6,7 @@ from pathlib import Path
 from common import root, run, work_dir
 
 from crt.config import Config
-from crt.models.locate import copy_pinned
+from crt.references.locate import copy_pinned
 
 
 def main(config: Config) -> None:

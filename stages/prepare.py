@@ -7,11 +7,11 @@ from pathlib import Path
 from common import run
 
 from crt.config import Config
-from crt.data.drops import check_data_dir, read_classes
-from crt.data.files import write_text
-from crt.data.images import ImageFormat
-from crt.data.prepare import prepare_drop
 from crt.data.store import read_hashes
+from crt.drops.images import ImageFormat
+from crt.drops.layout import check_data_dir, read_classes
+from crt.drops.prepare import prepare_drop
+from crt.files import write_text
 
 DATA, PREPARED, RESULTS = Path("data"), Path("prepared"), Path("results/prepare")
 

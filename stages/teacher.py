@@ -7,8 +7,8 @@ from common import root, run_on_all_devices, work_dir
 from crt.config import Config, FetchedTeacher
 from crt.data.store import open_store
 from crt.devices import choose_device
-from crt.models.adopt import adopt
 from crt.processes import rank
+from crt.teachers.adopt import adopt
 from crt.training.fit import Files, fit
 
 MODEL, LOG, RESULTS = (

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import crt
-from crt.certification import shards
 from crt.certification.certificate import Row
 from crt.certification.journal import Journal
 from crt.certification.smoothing import SmoothedClassifier
@@ -25,7 +24,7 @@ from crt.data.store import Store
 from crt.devices import choose_device
 from crt.errors import UserError
 from crt.models.checkpoint import ModelInfo
-from crt.processes import rank, world_size
+from crt.processes import finished_together, rank, world_size
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def certify_store(
     }
     journal = Journal(work_dir, facts | {"code": _code_fingerprint()}, rank())
     images = range(len(store))[:: settings.stride][: settings.max_images]
-    with shards.all_done():
+    with finished_together():
         mine = images[rank() :: world_size()]
         done = journal.read()
         todo = [idx for idx in mine if idx not in done]
@@ -190,6 +189,6 @@ def _code_fingerprint() -> str:
     """SHA-256 of the code that decides certificates."""
     package = Path(crt.__file__).parent
     digest = hashlib.sha256()
-    for path in [*sorted((package / "certification").glob("*.py")), package / "models" / "fold.py"]:
+    for path in [*sorted((package / "certification").glob("*.py")), package / "inference" / "fold.py"]:
         digest.update(path.read_bytes())
     return digest.hexdigest()

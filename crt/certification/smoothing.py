@@ -21,7 +21,7 @@ from crt.certification.votes import (
 )
 from crt.devices import choose_device
 from crt.errors import UserError
-from crt.models.fold import fold_batchnorm
+from crt.inference.fold import fold_batchnorm
 
 MOST_DRAWS = 10_000_000  # of an image; more take GBs for the bookkeeping of a batch
 

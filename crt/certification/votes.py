@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from crt.certification.noise import BLOCK, fill_block, image_key
 from crt.certification.procedures import Draws, Procedure
 from crt.errors import UserError
-from crt.models.fusion import fuse_convolutions
-from crt.models.int8 import quantize
+from crt.inference.fusion import fuse_convolutions
+from crt.inference.int8 import quantize
 
 Precision = Literal["float32", "bfloat16", "int8"]
 # Of what the network takes.

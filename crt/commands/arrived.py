@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from crt.data.drift import SIZE, Finding, Sample, class_drift, pixel_drift, value_drift
-from crt.data.prepare import Row
 from crt.data.store import Store, open_store, read_hashes
+from crt.datasets.drift import SIZE, Finding, Sample, class_drift, pixel_drift, value_drift
+from crt.drops.prepare import Row
 from crt.errors import UserError
 
 

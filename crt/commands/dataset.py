@@ -16,9 +16,9 @@ import yaml
 
 from crt.commands.compose import compose_params
 from crt.config import Config, load, validate
-from crt.data.files import write_text
-from crt.data.sources import DataSet
+from crt.datasets.sources import DataSet
 from crt.errors import UserError
+from crt.files import write_text
 
 SAMPLE_REMOTE = "sample"  # lies in the repository and holds the digits only
 

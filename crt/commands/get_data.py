@@ -21,11 +21,11 @@ from crt.commands.dataset import (
     unrecorded_files,
     write_dataset,
 )
-from crt.data.drops import first_ten
-from crt.data.files import replacing, same_tree
-from crt.data.folders import write_folder
-from crt.data.sources import DataSet, write_cifar10, write_digits, write_fashion_mnist
+from crt.datasets.folders import write_folder
+from crt.datasets.sources import DataSet, write_cifar10, write_digits, write_fashion_mnist
+from crt.drops.layout import first_ten
 from crt.errors import UserError
+from crt.files import replacing, same_tree
 
 _FOLDER = "folder:"
 

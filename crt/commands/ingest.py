@@ -23,19 +23,19 @@ from crt.commands.dataset import (
 )
 from crt.commands.pin import pin_newest
 from crt.config import Data
-from crt.data.archives import is_archive, unpack
-from crt.data.drops import first_ten, read_classes, walk_files
-from crt.data.files import replacing, same_tree
-from crt.data.images import ImageFormat
-from crt.data.prepare import Row, check_drop, raw_hashes
+from crt.datasets.archives import is_archive, unpack
+from crt.drops.images import ImageFormat
+from crt.drops.layout import first_ten, read_classes, walk_files
+from crt.drops.prepare import Row, check_drop, raw_hashes
 from crt.errors import UserError
+from crt.files import replacing, same_tree
 
 
 def ingest(source: Path, drop: str, root: Path = Path()) -> None:
     """Copy a delivery to data/train/<drop>, after the checks that `prepare` makes, and record it.
 
     Args:
-        source: a folder as `crt.data.drops` describes it, one .npz, or a zip or tar archive of such a folder.
+        source: a folder as `crt.drops.layout` describes it, one .npz, or a zip or tar archive of such a folder.
         drop: the new drop's name.
         root: the repository.
 

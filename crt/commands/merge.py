@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from crt.data.files import write_text
 from crt.errors import UserError
+from crt.files import write_text
 
 _ABSENT, _BOTH = object(), object()
 

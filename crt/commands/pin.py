@@ -6,10 +6,10 @@ from typing import Any
 
 from crt.commands.dataset import changed_params, load_params
 from crt.commands.releases import ARTIFACT, find_release, list_releases
-from crt.data.files import write_text
 from crt.errors import UserError
-from crt.models.fetch import sha256_of
-from crt.models.locate import locate, parse, weights_of
+from crt.files import write_text
+from crt.references.fetch import sha256_of
+from crt.references.locate import locate, parse, weights_of
 
 OWN = f"registry:{ARTIFACT}@"  # how references to this repository's releases begin
 

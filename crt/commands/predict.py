@@ -8,9 +8,9 @@ from crt.certification.certificate import Certificate
 from crt.certification.run import to_unit
 from crt.certification.smoothing import SmoothedClassifier
 from crt.certification.votes import Precision
-from crt.data.drops import first_ten
-from crt.data.images import ImageFormat, decode_image
 from crt.devices import choose_device
+from crt.drops.images import ImageFormat, decode_image
+from crt.drops.layout import first_ten
 from crt.errors import UserError
 from crt.models.checkpoint import load_model
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from crt.commands.dataset import dvc, has_default_remote, load_params
 from crt.commands.releases import ARTIFACT, Release, git, list_releases, next_version, withdrawn_at
 from crt.config import Config
-from crt.data.drops import first_ten
+from crt.drops.layout import first_ten
 from crt.errors import UserError
 from crt.report.load import read_json
 
@@ -67,8 +67,8 @@ def _say_next(tag: str) -> None:
 def facts(root: Path, config: Config, gate: dict[str, Any]) -> dict[str, Any]:
     """What the tag's message records: the model, where it comes from, and what the gate compared it with."""
     from crt.models.checkpoint import load_info, model_fingerprint
-    from crt.models.fetch import sha256_of
-    from crt.models.locate import WEIGHTS
+    from crt.references.fetch import sha256_of
+    from crt.references.locate import WEIGHTS
 
     folder = root / "models" / "student"
     info = load_info(folder)

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from crt.evaluation.certificates import Certificates, is_pinned, read_certificates
-from crt.evaluation.files import write_csv, write_json
 from crt.evaluation.intervals import clopper_pearson, failures_subtracted
+from crt.files import write_csv, write_json
 
 CURVE_HEADER = ("radius", "certified_accuracy")
 ECDF_HEADER = ("p_lower", "share")

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crt.errors import UserError
-from crt.methods.attacks import EPSILON, draw_noise, frozen, label_loss, noisy_logits, norms, project
 from crt.methods.base import Batch, Loss, Method
+from crt.methods.shared.attacks import EPSILON, draw_noise, frozen, label_loss, noisy_logits, norms, project
 
 NEEDS_LABELS = True
 

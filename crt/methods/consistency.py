@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from crt.methods.base import Batch, Loss, Method, add_noise
-from crt.methods.terms import accuracy, at_least_float32, cross_entropy
+from crt.methods.shared.terms import accuracy, at_least_float32, cross_entropy
 
 NEEDS_LABELS = True
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from crt.methods.attacks import draw_noise, noisy_logits
 from crt.methods.base import Batch, Loss, Method
-from crt.methods.terms import accuracy
+from crt.methods.shared.attacks import draw_noise, noisy_logits
+from crt.methods.shared.terms import accuracy
 
 NEEDS_LABELS = True
 

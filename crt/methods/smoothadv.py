@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from crt.methods.attacks import ddn, draw_noise, label_loss, noisy_logits, pgd, warmup
 from crt.methods.base import Batch, Loss, Method
-from crt.methods.terms import accuracy
+from crt.methods.shared.attacks import ddn, draw_noise, label_loss, noisy_logits, pgd, warmup
+from crt.methods.shared.terms import accuracy
 
 NEEDS_LABELS = True
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crt.methods.attacks import (
+from crt.methods.base import Batch, Loss, Method
+from crt.methods.shared.attacks import (
     EPSILON,
     draw_noise,
     frozen,
@@ -15,8 +16,7 @@ from crt.methods.attacks import (
     smoothed_gradient,
     warmup,
 )
-from crt.methods.base import Batch, Loss, Method
-from crt.methods.terms import accuracy
+from crt.methods.shared.terms import accuracy
 
 NEEDS_LABELS = True
 

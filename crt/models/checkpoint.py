@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crt.data.files import replacing
 from crt.errors import UserError
+from crt.files import replacing
 from crt.models.build import BaseClassifier, build_model
 
 FORMAT = 1

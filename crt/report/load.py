@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crt.errors import UserError
-from crt.evaluation.files import read_csv
+from crt.files import read_csv
 
 Columns = dict[str, list[float]]
 

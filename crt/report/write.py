@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from crt.data.files import write_text
+from crt.files import write_text
 from crt.report import content, formats
 from crt.report.load import Results, load_results
 

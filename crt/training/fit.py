@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from crt.bank import BankBatches
 from crt.config import Config, Method, Recipe, Student
-from crt.data.batches import Batches, derive_seed, mean_and_std
-from crt.data.files import write_text
 from crt.data.store import Store, open_store
 from crt.errors import UserError
+from crt.files import write_text
+from crt.inference.fold import fold_batchnorm
+from crt.inference.fusion import fuse_convolutions
 from crt.methods import build_method, needs_labels, takes_teacher
 from crt.models.build import BaseClassifier, build_model
 from crt.models.checkpoint import (
@@ -28,9 +30,7 @@ from crt.models.checkpoint import (
     package_versions,
     save_model,
 )
-from crt.models.fold import fold_batchnorm
-from crt.models.fusion import fuse_convolutions
-from crt.training.bank import BankBatches
+from crt.training.batches import Batches, derive_seed, mean_and_std
 from crt.training.loop import train
 from crt.training.numerics import precision_of, start_fabric
 

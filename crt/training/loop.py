@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from crt.config import Recipe
-from crt.data.batches import Batches, derive_seed
-from crt.data.files import write_text
 from crt.errors import UserError
+from crt.files import write_text
 from crt.methods.base import Batch, Method
+from crt.training.batches import Batches, derive_seed
 from crt.training.batchnorm import grouped_batch_norm
 from crt.training.resume import load_state, save_state
 

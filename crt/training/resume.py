@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from crt.data.files import partial
 from crt.errors import UserError
+from crt.files import partial
 
 STATE = "state.pt"
 PARTS = {"model", "optimizer", "rows", "seconds"}

@@ -15,7 +15,7 @@ from crt.certification.votes import (
 )
 from crt.devices import choose_device
 from crt.errors import UserError
-from crt.models.fold import fold_batchnorm
+from crt.inference.fold import fold_batchnorm
 
 SHAPE = torch.Size([3, 8, 8])
 CPU = torch.device("cpu")

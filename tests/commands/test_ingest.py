@@ -405,8 +405,8 @@ def test_a_delivery_is_compared_with_the_drops_before_it(repo, tmp_path, capsys)
     """Drift of classes, pixels and the release's confidence, and copies of what is there already."""
     import torch
 
-    from crt.data.images import ImageFormat
-    from crt.data.prepare import prepare_drop
+    from crt.drops.images import ImageFormat
+    from crt.drops.prepare import prepare_drop
     from crt.models.build import build_model
     from crt.models.checkpoint import FORMAT, ModelInfo, save_model
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from raw_drops import CLASSES, GREY8, class_folders
 
-from crt.data import prepare
-from crt.data.prepare import prepare_drop
 from crt.data.store import Shards, open_store, read_hashes
+from crt.drops import prepare
+from crt.drops.prepare import prepare_drop
 from crt.errors import UserError
 
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, norm
 
 from crt.evaluation.certificates import Certificates, read_certificates
-from crt.evaluation.files import read_csv
 from crt.evaluation.intervals import clopper_pearson, failures_subtracted
 from crt.evaluation.metrics import compute_metrics, curve_of, ecdf_of, subset_rule, write_metrics
+from crt.files import read_csv
 
 
 def test_metrics_of_a_table_by_hand(tmp_path):

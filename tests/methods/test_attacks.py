@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import LABELS, SHAPE, SIGMA, B, K, batch, network, normal, objective, seeded
 from torch import nn
 
-from crt.methods.attacks import (
+from crt.methods.shared.attacks import (
     ddn,
     draw_noise,
     frozen,

@@ -11,7 +11,7 @@ from crt.errors import UserError
 from crt.methods import build_method, needs_labels, takes_teacher
 from crt.methods.base import Batch, standard_normal_like
 from crt.methods.gaussian import gaussian
-from crt.methods.terms import accuracy, cross_entropy
+from crt.methods.shared.terms import accuracy, cross_entropy
 
 SETTINGS = {
     "gaussian": {},

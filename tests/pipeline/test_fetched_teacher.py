@@ -17,8 +17,8 @@ from crt.errors import UserError
 from crt.models.build import build_model
 from crt.models.checkpoint import FORMAT, ModelInfo, load_info, load_model, save_model
 from crt.models.cifar_resnet import CifarResNet
-from crt.models.fetch import sha256_of
-from crt.models.locate import locate, parse
+from crt.references.fetch import sha256_of
+from crt.references.locate import locate, parse
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "models"))
 from http_server import serve, server

@@ -9,9 +9,9 @@ import numpy as np
 from certificate_tables import from_votes, misclassified, write_table, write_unpinned
 
 from crt.evaluation.certificates import is_pinned, read_certificates
-from crt.evaluation.files import write_json
 from crt.evaluation.gate import Margins, decide
 from crt.evaluation.metrics import write_metrics
+from crt.files import write_json
 
 DROPS = ["2025-01", "2025-02", "2025-03"]
 CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from crt.bank import CHUNK, BankBatches, write_bank
 from crt.commands.compose import composed
 from crt.data.store import Store
 from crt.errors import UserError
 from crt.methods.base import Batch
 from crt.methods.crt import crt
-from crt.training.bank import CHUNK, BankBatches, write_bank
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

@@ -14,9 +14,9 @@ import torch
 from crt.commands.compose import composed
 from crt.config import Config
 from crt.errors import UserError
+from crt.inference.fusion import FusedConvolution
 from crt.models.build import build_model
 from crt.models.checkpoint import load_model, model_fingerprint
-from crt.models.fusion import FusedConvolution
 from crt.training.fit import Files, fit, frozen_teacher
 from crt.training.numerics import precision_of
 

@@ -36,8 +36,8 @@ def test_learns_the_toy(tmp_path):
 
 def test_equals_plain_pytorch(tmp_path):
     """The loop, written out: SGD with momentum, decay of matrices only, noise from the epoch's seed."""
-    from crt.data.batches import derive_seed
     from crt.methods.base import add_noise
+    from crt.training.batches import derive_seed
 
     model = network()
     run(tmp_path / "work", model, epochs=3, warmup_epochs=0, scheduler="multistep", clip_grad=0.5)

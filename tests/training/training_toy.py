@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from crt.config import Recipe, Runtime
-from crt.data.batches import Batches
 from crt.data.store import Store
 from crt.methods.base import Batch, Loss
 from crt.methods.gaussian import gaussian
 from crt.methods.smoothadv import smoothadv
 from crt.processes import rank, world_size
+from crt.training.batches import Batches
 from crt.training.loop import Progress, train
 from crt.training.numerics import start_fabric
 

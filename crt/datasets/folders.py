@@ -1,0 +1,186 @@
+"""A folder of image files from anywhere, written in the layout of `data/`: classes.txt, train/<drop>/, test/."""
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from crt.datasets.sources import TEST_SHARE, DataSet, write_classes
+from crt.drops.images import (
+    ImageError,
+    ImageFormat,
+    UnreadableImageError,
+    decode_image,
+    pixel_hash,
+    read_header,
+)
+from crt.drops.layout import Drop, ImageFile, first_ten, read_drop
+from crt.drops.parallel import map_chunks
+from crt.errors import UserError
+
+_LARGEST = 224  # pixels; images of mixed sizes are scaled to no more than this unless told
+
+
+def write_folder(
+    out: Path,
+    folder: Path,
+    name: str,
+    *,
+    image_size: int | None = None,
+    resize: str = "crop",
+    skip_unreadable: bool = False,
+    workers: int = 0,
+) -> DataSet:
+    """A tree of image files: train/<class>/, train/<drop>/<class>/ or just <class>/, with or without test/<class>/.
+
+    Without a test set (`test` or `val`), a fifth of each class becomes it; images of the same pixels stay together.
+    Training images that the test set has too are left out. Files are copied as they are.
+
+    Args:
+        image_size: what images are to be scaled to; None: their common size, otherwise the middle one of their
+            shorter sides, at most 224.
+        resize: how, see `ImageFormat`.
+        skip_unreadable: leave unreadable files out instead of failing.
+
+    Raises:
+        UserError: no such layout, or images that cannot be read or used; names at most ten.
+    """
+    drops, test, classes = _find_parts(folder)
+    files = [file for drop in drops.values() for file in drop.files] + (test.files if test else [])
+    headers = [found for found in map_chunks(_read_headers, files, 256, workers) if found]
+    fmt = _common_format(headers, image_size, resize)
+    hashes, skipped = _hash_all(folder, files, fmt, skip_unreadable, workers)
+    chosen = {drop: [file for file in part.files if file.path in hashes] for drop, part in drops.items()}
+    if test:
+        test_files = [file for file in test.files if file.path in hashes]
+    else:
+        chosen["base"], test_files = _split(chosen["base"], hashes)
+
+    in_test = {hashes[file.path] for file in test_files}
+    left_out = []
+    _copy(test_files, out / "test")
+    for drop, train_files in chosen.items():
+        _copy([file for file in train_files if hashes[file.path] not in in_test], out / "train" / drop)
+        left_out += [f"{drop}/{file.name}" for file in train_files if hashes[file.path] in in_test]
+    write_classes(out, classes)
+    return DataSet(name, classes, fmt.channels, fmt.image_size, list(chosen), left_out, skipped)
+
+
+def _hash_all(
+    folder: Path, files: list[ImageFile], fmt: ImageFormat, skip_unreadable: bool, workers: int
+) -> tuple[dict[Path, str], list[str]]:
+    """The pixel hash of every image, and what was skipped."""
+    hashes: dict[Path, str] = {}
+    problems, skipped = [], []
+    found = map_chunks(partial(_read_hashes, fmt=fmt), files, 64, workers)
+    for file, item in zip(files, found, strict=True):
+        if isinstance(item, str):
+            hashes[file.path] = item
+        elif skip_unreadable and isinstance(item, UnreadableImageError):
+            skipped.append(str(item))
+        else:
+            problems.append(str(item))
+    if problems:
+        raise UserError(
+            f"{folder} has {len(problems)} image(s) that cannot be used: {first_ten(problems)}; mend or remove them"
+        )
+    return hashes, skipped
+
+
+def _copy(files: list[ImageFile], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for file in files:
+        (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file.path, folder / file.name)
+
+
+def _find_parts(folder: Path) -> tuple[dict[str, Drop], Drop | None, list[str]]:
+    """The training drops, the test set if there is one, and the class names."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing or no folder: name one with class folders of images")
+    train_dir = folder / "train"
+    test_dir = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
+    if not train_dir.is_dir():
+        if test_dir:
+            raise UserError(f"{test_dir} has no {train_dir} beside it: both or neither are needed")
+        classes = _folders(folder)
+        return {"base": _images_only(folder, classes)}, None, classes
+    if test_dir is None:
+        raise UserError(
+            f"{train_dir} has no test/ or val/ beside it: name {train_dir} itself to have it split"
+        )
+    classes = _folders(test_dir)
+    test = _images_only(test_dir, classes)
+    names = _folders(train_dir)
+    if any(set(_folders(train_dir / name)) & set(classes) for name in names):
+        return {name: _images_only(train_dir / name, classes) for name in names}, test, classes
+    if unknown := [name for name in names if name not in classes]:
+        raise UserError(
+            f"{train_dir} has classes that {test_dir} lacks ({first_ten(unknown)}): make them alike"
+        )
+    return {"base": _images_only(train_dir, classes)}, test, classes
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(
+        entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
+
+
+def _images_only(folder: Path, classes: list[str]) -> Drop:
+    if len(classes) < 2:
+        raise UserError(f"{folder} has {len(classes)} class folder(s): at least two are needed")
+    drop = read_drop(folder, classes)
+    if drop.archives:
+        raise UserError(
+            f"{folder} has .npz archives: deliver such with `crt ingest`; here, class folders are needed"
+        )
+    return drop
+
+
+def _read_headers(files: list[ImageFile]) -> list[tuple[str, tuple[int, int]] | None]:
+    """Mode and size of image files; None where one cannot be read."""
+    headers: list[tuple[str, tuple[int, int]] | None] = []
+    for file in files:
+        try:
+            headers.append(read_header(file.path))
+        except UnreadableImageError:
+            headers.append(None)
+    return headers
+
+
+def _common_format(
+    headers: Sequence[tuple[str, tuple[int, int]]], image_size: int | None, resize: str
+) -> ImageFormat:
+    channels = 1 if all(mode in ("L", "1") for mode, _ in headers) else 3
+    if image_size is None:
+        sizes = {side for _, size in headers for side in size}
+        shorter = sorted(min(size) for _, size in headers) or [_LARGEST]
+        image_size = sizes.pop() if len(sizes) == 1 else min(_LARGEST, shorter[len(shorter) // 2])
+    return ImageFormat(channels, image_size, resize)
+
+
+def _read_hashes(files: list[ImageFile], fmt: ImageFormat) -> list[str | ImageError]:
+    hashes: list[str | ImageError] = []
+    for file in files:
+        try:
+            hashes.append(pixel_hash(decode_image(file.path, fmt)))
+        except ImageError as error:
+            hashes.append(error)
+    return hashes
+
+
+def _split(files: list[ImageFile], hashes: Mapping[Path, str]) -> tuple[list[ImageFile], list[ImageFile]]:
+    """Training and test files: a fifth of each class, chosen by the hash of the pixels alone."""
+    sizes = Counter(file.label for file in files)
+    test: set[Path] = set()
+    taken: Counter[int] = Counter()
+    last: dict[int, str] = {}
+    for file in sorted(files, key=lambda file: hashes[file.path]):
+        quota = max(sizes[file.label] // TEST_SHARE, min(1, sizes[file.label] - 1))
+        if taken[file.label] < quota or last.get(file.label) == hashes[file.path]:
+            test.add(file.path)
+            taken[file.label] += 1
+            last[file.label] = hashes[file.path]
+    return [file for file in files if file.path not in test], [file for file in files if file.path in test]

@@ -1,0 +1,75 @@
+"""Writes that a kill leaves undone, never half done."""
+
+import csv
+import filecmp
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def partial(path: Path) -> Path:
+    """Where `path` is written before it is complete: beside it, under a name that git and DVC ignore."""
+    return path.with_name(path.name + ".partial")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """An empty folder for writing `path` aside. It becomes `path` at the end, or goes away on an error.
+
+    A kill leaves `path` as it was, or, between the two renames, none: then running again writes it.
+    """
+    aside, old = partial(path), path.with_name(path.name + ".partial-old")
+    for leftover in (aside, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside)
+        raise
+    if path.exists():
+        path.rename(old)
+    aside.rename(path)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, UTF-8 with \\n line ends, in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = partial(path)
+    aside.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(aside, path)
+
+
+def same_tree(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same files with the same bytes."""
+    files = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
+    if files != {path.relative_to(other) for path in other.rglob("*") if path.is_file()}:
+        return False
+    return all(filecmp.cmp(one / name, other / name, shallow=False) for name in files)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented JSON; NaN and infinity are errors."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[float]]) -> None:
+    """Comma-separated numbers in full precision under one header line."""
+    lines = [",".join(header)] + [",".join(repr(float(value)) for value in row) for row in rows]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def read_csv(path: Path, delimiter: str = ",") -> dict[str, list[str]]:
+    """Columns by name."""
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        header = next(reader, [])
+        rows = [row for row in reader if row]
+    return {name: [row[i] for row in rows] for i, name in enumerate(header)}

@@ -1,0 +1,189 @@
+"""Resolve a model reference to a model folder, or to a file of weights, on this machine. Imports no torch."""
+
+import hashlib
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from crt.errors import UserError
+from crt.files import replacing
+
+FORMS = (
+    "path:PLACE",
+    "https://...",
+    "hf://REPO@REVISION/FILE",
+    "registry:[REPOSITORY:]ARTIFACT@VERSION",
+    "dvc:URL",
+)
+WEIGHTS = "model.safetensors"
+_PIN = "#sha256="
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model reference: its form, the rest of it, and the SHA-256 that pins it, if it has one."""
+
+    text: str
+    form: str
+    rest: str
+    sha256: str | None
+
+
+def parse(text: str, sha256: str | None = None) -> Reference:
+    """Read a reference. Its SHA-256 may stand behind it, as in `path:teacher.pth#sha256=<hex>`, or be given apart.
+
+    Raises:
+        UserError: an unknown form, no SHA-256, or two different ones.
+    """
+    ref, pin, behind = text.partition(_PIN)
+    form, colon, rest = ref.partition(":")
+    if pin and sha256 is not None and behind != sha256:
+        raise UserError(
+            f"model reference {text!r} and sha256 {sha256} contradict each other: give one of them"
+        )
+    expected = behind if pin else sha256
+    if expected is not None and re.fullmatch(r"[0-9a-f]{64}", expected) is None:
+        raise UserError(
+            f"sha256 {expected!r} of model reference {ref!r} is no SHA-256: give its 64 hexadecimal digits"
+        )
+    if not colon or not rest or form not in ("path", "https", "http", "hf", "registry", "dvc"):
+        raise UserError(
+            f"model reference {ref!r} has an unknown form: write {', '.join(FORMS[:-1])} or {FORMS[-1]}"
+        )
+    return Reference(ref, form, rest, expected)
+
+
+def locate(ref: Reference, root: Path, work: Path) -> Path:
+    """The model folder, or the file of weights, that `ref` names.
+
+    `path:` is relative to the repository's root. What lies elsewhere is fetched into `work`, where an interrupted
+    download goes on and a finished one is found again. A SHA-256 is that of the file, or of a folder's weights.
+
+    Raises:
+        UserError: it is not there or cannot be got, it is not pinned where its source can change, or its hash is
+            another one.
+    """
+    if ref.form == "path":
+        place = root / ref.rest
+        if not place.is_file() and not (place / "model.json").is_file():
+            raise UserError(
+                f"model reference {ref.text!r}: {place} is no file and holds no model.json; check the path or `dvc pull` it"
+            )
+        return _checked(ref, place)
+    target = work / hashlib.sha256(f"{ref.text} {ref.sha256}".encode()).hexdigest()[:16]
+    if ref.form in ("https", "http"):
+        return _download(ref, ref.text, target, ref.sha256)
+    if ref.form == "hf":
+        return _from_hub(ref, target)
+    if ref.form == "registry":
+        return _from_registry(ref, root, target)
+    if ref.sha256 is None:
+        _ask_for_hash(ref)
+    if not target.exists():
+        from crt.references.fetch_dvc import get_url
+
+        get_url(ref.rest, root, target)
+    return _checked(ref, target)
+
+
+def weights_of(place: Path) -> Path:
+    """The file of weights: in a model folder, or the file itself."""
+    return place / WEIGHTS if place.is_dir() else place
+
+
+def copy_pinned(text: str | None, root: Path, folder: Path, work: Path) -> None:
+    """Copy the model folder that a reference names to `folder`; None: `folder` says that no model is pinned.
+
+    Raises:
+        UserError: see `parse` and `locate`; or it is no model folder.
+    """
+    source = None if text is None else locate(parse(text), root, work)
+    if source is not None and not source.is_dir():
+        raise UserError(
+            f"model reference {text!r} is a file: name a model folder, with model.json and {WEIGHTS}"
+        )
+    with replacing(folder) as aside:
+        if source is None:
+            (aside / "model.json").write_text('{"pinned": false}\n', encoding="utf-8")
+        else:
+            for name in ("model.json", WEIGHTS):
+                shutil.copyfile(source / name, aside / name)
+    discard(work)
+
+
+def discard(work: Path) -> None:
+    """Remove what was fetched."""
+    if work.is_dir():
+        shutil.rmtree(work)
+    else:
+        work.unlink(missing_ok=True)
+
+
+def _checked(ref: Reference, place: Path) -> Path:
+    from crt.references.fetch import sha256_of
+
+    if ref.sha256 is not None:
+        file = weights_of(place)
+        found = sha256_of(file)
+        if found != ref.sha256:
+            if ref.form != "path":
+                discard(place)
+            raise UserError(
+                f"model reference {ref.text!r}: {file} has SHA-256 {found} instead of {ref.sha256}; "
+                "check the reference and the hash"
+            )
+    return place
+
+
+def _download(ref: Reference, url: str, target: Path, sha256: str | None) -> Path:
+    from crt.references.fetch import download
+
+    if sha256 is None:
+        _ask_for_hash(ref)
+    if not target.is_file():
+        download(url, target, sha256)
+    return target
+
+
+def _from_hub(ref: Reference, target: Path) -> Path:
+    from crt.references.fetch import hub_address, is_commit
+
+    match = re.fullmatch(r"//([\w.-]+(?:/[\w.-]+)?)(?:@([^/]+))?/(.+)", ref.rest)
+    if match is None or ".." in ref.rest.split("/"):
+        raise UserError(f"model reference {ref.text!r} has an unknown form: write {FORMS[2]}")
+    repo, revision, file = match.groups()
+    if revision is None:
+        raise UserError(
+            f"model reference {ref.text!r} has no revision: write hf://{repo}@REVISION/{file}, best a commit hash"
+        )
+    if ref.sha256 is None and not is_commit(revision):
+        raise UserError(
+            f"model reference {ref.text!r} can change, since {revision!r} is no commit hash: give that, or write "
+            "#sha256=<hex> behind it"
+        )
+    if target.is_file():
+        return _checked(ref, target)
+    url, known = hub_address(repo, file, revision)
+    return _download(ref, url, target, ref.sha256 or known)
+
+
+def _from_registry(ref: Reference, root: Path, target: Path) -> Path:
+    name, at, version = ref.rest.rpartition("@")
+    if not at or ":" in version or "/" in version:  # the @ of git@host:path, or none
+        name, version = ref.rest, ""
+    repo, _, artifact = name.rpartition(":")
+    if not target.exists():
+        from crt.references.fetch_dvc import get_artifact
+
+        is_url = "://" in repo or re.match(r"[\w.-]+@[\w.-]+:", repo) is not None
+        get_artifact(repo if is_url else str((root / repo).resolve()), artifact, version or None, target)
+    return _checked(ref, target)
+
+
+def _ask_for_hash(ref: Reference) -> NoReturn:
+    raise UserError(
+        f"model reference {ref.text!r} can change: write #sha256=<hex> behind it, the hash of the file of weights "
+        "(for a teacher, teacher.sha256 does too)"
+    )

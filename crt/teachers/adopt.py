@@ -1,0 +1,302 @@
+"""Make a fetched model this pipeline's teacher: fetch, recognise, check on this data, write as a model folder.
+
+What is recognised is told on standard error, and recorded in the model folder and in the results.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crt.config import Config, FetchedTeacher
+from crt.data.store import Store, open_store
+from crt.errors import UserError
+from crt.files import write_text
+from crt.models.build import ENSEMBLE, BaseClassifier, Normalize
+from crt.models.checkpoint import FORMAT, ModelInfo, load_info, load_model, save_model
+from crt.references.fetch import sha256_of
+from crt.references.locate import Reference, discard, locate, parse, weights_of
+from crt.teachers.check import Probe, accuracy, cause
+from crt.teachers.ensemble import combine
+from crt.teachers.normalization import Candidate, Evidence, candidates, clear_choice, weigh
+from crt.teachers.published import Published, build, in_order, recognise
+from crt.teachers.safe_load import load_checkpoint
+from crt.training.batches import derive_seed, mean_and_std
+
+PROBE_IMAGES = 1000
+STATISTICS_IMAGES = 512
+LOG_HEADER = "epoch\tlr\tloss\timages_per_second\n"
+
+Model = tuple[BaseClassifier, ModelInfo]
+
+
+def adopt(
+    teacher: FetchedTeacher,
+    config: Config,
+    drop: Path,
+    root: Path,
+    work: Path,
+    device: torch.device,
+    *,
+    folder: Path,
+    log: Path,
+    results: Path,
+) -> None:
+    """Fetch the teacher, check it on the prepared `drop`, and write the model `folder`, an empty log and the results.
+
+    root: the repository's, which `path:` references are relative to; work: holds downloads until they are used. Nothing is
+    written unless all is well.
+
+    Raises:
+        UserError: it cannot be had, is no classifier of these images, something must be given that the file does not
+            tell, or it is of no use at `config.sigma`; the likely cause is named.
+    """
+    refs = [teacher.ref] if teacher.ref is not None else teacher.refs  # one is given: see FetchedTeacher
+    store = open_store(drop)
+    probe = _probe(store, config.seed, device)
+    members: list[Model] = []
+    found: list[dict[str, Any]] = []
+    for text in refs:
+        ref = parse(text, teacher.sha256)
+        place = locate(ref, root, work)
+        model, info, facts = _one(ref, place, teacher, config, store, probe)
+        members.append((model, info))
+        found.append(facts)
+    facts = found[0]
+    model, info = members[0]
+    if len(members) > 1:
+        model, info = combine(members)
+        value = accuracy(model, probe, config.sigma)
+        _say(f"ensemble of {len(members)}: {_percent(value)} of noisy training images right")
+        facts = {"noisy_accuracy": value, "members": found}
+    facts["noisy_images"] = len(probe.labels)
+    facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    save_model(folder, model, info)
+    write_text(log, LOG_HEADER)
+    write_text(results, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    discard(work)
+
+
+def _one(
+    ref: Reference, place: Path, teacher: FetchedTeacher, config: Config, store: Store, probe: Probe
+) -> tuple[BaseClassifier, ModelInfo, dict[str, Any]]:
+    """One model, checked; its description; what was found."""
+    weights = weights_of(place)
+    sha256 = sha256_of(weights)
+    if ref.form == "path" and ref.sha256 is None:
+        raise UserError(
+            f"teacher reference {ref.text!r} can change: its SHA-256 is {sha256} now; if that is the file you mean, "
+            "set teacher.sha256 to it, or write it behind the reference as #sha256=..."
+        )
+    _say(f"{ref.text} (SHA-256 {sha256})")
+    choices = candidates(store.channels, mean_and_std([store]))
+    if place.is_dir():
+        model, info = _our_own(place, store, probe.images.device)
+        evidence: list[Evidence] = []
+        how = "of the model folder"
+    else:
+        model, info, evidence, how = _published(ref.text, place, teacher, config, store, probe, choices)
+    info = replace(info, source={**(info.source or {}), "ref": ref.text, "sha256": sha256})
+    value = accuracy(model, probe, config.sigma)
+    facts = {
+        "noisy_accuracy": value,
+        "ref": ref.text,
+        "sha256": sha256,
+        **{name: asdict(info)[name] for name in ("arch", "classes", "sigma", "mean", "std")},
+        "normalization": how,
+        "evidence": {e.candidate.name: {"sigma": e.sigma, "mismatch": e.mismatch} for e in evidence},
+    }
+    _say(
+        f"{info.arch} with {len(info.classes)} classes ({', '.join(info.classes[:3])}, ...), trained with sigma {info.sigma:g}"
+    )
+    _say(f"normalization {how}: mean {_numbers(info.mean)}, std {_numbers(info.std)}")
+    _say(f"{_percent(value)} of {len(probe.labels)} noisy training images right at sigma {config.sigma:g}")
+
+    def other_normalizations() -> dict[str, float]:
+        if info.arch == ENSEMBLE:
+            return {}
+        return {
+            f"{c.name}: mean {_numbers(c.mean)}, std {_numbers(c.std)}": accuracy(
+                BaseClassifier(Normalize(c.mean, c.std).to(probe.images.device), model.network),
+                probe,
+                config.sigma,
+            )
+            for c in choices
+        }
+
+    if info.sigma != config.sigma:
+        raise UserError(
+            f"the teacher {ref.text} was trained with sigma {info.sigma:g} and is to be used at {config.sigma:g}: "
+            f"set sigma to {info.sigma:g}, or take another teacher"
+        )
+    wrong = cause(model, probe, config.sigma, store.classes, value, other_normalizations)
+    if wrong is not None:
+        raise UserError(f"the teacher {ref.text} is of no use here: {wrong}")
+    return model, info, facts
+
+
+def _our_own(folder: Path, store: Store, device: torch.device) -> Model:
+    info = load_info(folder)
+    for name in ("classes", "image_size", "channels"):
+        if getattr(info, name) != getattr(store, name):
+            raise UserError(
+                f"the model {folder} has {name} {getattr(info, name)} and {store.path} has {getattr(store, name)}: "
+                "take a teacher of this data"
+            )
+    return load_model(folder, device)
+
+
+def _published(
+    source: str,
+    file: Path,
+    teacher: FetchedTeacher,
+    config: Config,
+    store: Store,
+    probe: Probe,
+    choices: Sequence[Candidate],
+) -> tuple[BaseClassifier, ModelInfo, list[Evidence], str]:
+    found = recognise(load_checkpoint(file), source, teacher.arch, teacher.arch_args)
+    _say(f"recognised {found.arch} ({found.layout})")
+    found = _with_classes(found, source, teacher, store)
+    blank = build(
+        found, source, store.channels, store.image_size, (0.0,) * store.channels, (1.0,) * store.channels
+    )
+    network = blank.network.to(probe.images.device)
+    given = _given(teacher, found, store.channels)
+    if given is not None:
+        choices = [given[0], *choices]
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "statistics"))
+    evidence = weigh(network, probe.images[:STATISTICS_IMAGES], choices, generator)
+    _show(evidence)
+    chosen = given or _told(source, evidence)
+    candidate, how = chosen
+    sigma = _sigma(source, teacher, evidence, candidate)
+    model = BaseClassifier(Normalize(candidate.mean, candidate.std), network).to(probe.images.device).eval()
+    info = ModelInfo(
+        format=FORMAT,
+        arch=found.arch,
+        arch_args=found.arch_args,
+        classes=store.classes,
+        image_size=store.image_size,
+        channels=store.channels,
+        mean=list(candidate.mean),
+        std=list(candidate.std),
+        resize=config.data.resize,
+        sigma=sigma,
+        method="published",
+        data_fingerprint="unknown",
+        teacher_fingerprint=None,
+        seed=None,
+        versions={},
+        source={"layout": found.layout, "epoch": str(found.epoch), "normalization": how},
+    )
+    return model, info, evidence, how
+
+
+def _with_classes(found: Published, source: str, teacher: FetchedTeacher, store: Store) -> Published:
+    """The checkpoint with its outputs in the order of data/classes.txt."""
+    if found.num_classes != len(store.classes):
+        raise UserError(
+            f"{source} has {found.num_classes} outputs and data/classes.txt has {len(store.classes)} classes: take a teacher of these classes"
+        )
+    if teacher.classes is None:
+        _say("its outputs are taken to be in the order of data/classes.txt (else set teacher.classes)")
+        return found
+    if sorted(teacher.classes) != sorted(store.classes):
+        different = sorted(set(teacher.classes) ^ set(store.classes))
+        raise UserError(
+            f"teacher.classes and data/classes.txt name different classes ({', '.join(different[:3]) or 'one twice'}): give the same names"
+        )
+    return in_order(found, teacher.classes, store.classes)
+
+
+def _given(teacher: FetchedTeacher, found: Published, channels: int) -> tuple[Candidate, str] | None:
+    """The normalization layer that the parameters give, or else the file; None: neither does."""
+    for front, name, how in (
+        (
+            None if teacher.mean is None or teacher.std is None else (teacher.mean, teacher.std),
+            "given",
+            "as given",
+        ),
+        (found.front, "in the file", "as in the file"),
+    ):
+        if front is not None:
+            mean, std = (tuple(values) if len(values) > 1 else tuple(values) * channels for values in front)
+            if not len(mean) == len(std) == channels or min(std) <= 0:
+                raise UserError(
+                    f"the normalization {name} does not fit {channels} channels: set teacher.mean and teacher.std"
+                )
+            return Candidate(name, mean, std), how
+    return None
+
+
+def _told(source: str, evidence: Sequence[Evidence]) -> tuple[Candidate, str]:
+    """The normalization layer that the first BatchNorm's statistics show."""
+    best = clear_choice(evidence)
+    if best is None:
+        near = "; ".join(
+            f"{e.candidate.name} (mean {_numbers(e.candidate.mean)}, std {_numbers(e.candidate.std)})"
+            for e in evidence[:2]
+        )
+        why = (
+            f"its statistics fit several: {near}"
+            if evidence
+            else "it has no BatchNorm whose statistics could tell it"
+        )
+        raise UserError(
+            f"{source} does not hold its normalization layer, and {why}; set teacher.mean and teacher.std"
+        )
+    return best.candidate, best.candidate.name
+
+
+def _sigma(source: str, teacher: FetchedTeacher, evidence: Sequence[Evidence], candidate: Candidate) -> float:
+    best = next((e for e in evidence if e.candidate == candidate), None)
+    if teacher.sigma is None:
+        hint = (
+            f" (its first BatchNorm's statistics fit {best.sigma:g} best)" if best and best.sigma > 0 else ""
+        )
+        raise UserError(
+            f"{source} does not record the sigma of the noise it was trained with: set teacher.sigma{hint}"
+        )
+    return teacher.sigma
+
+
+def _probe(store: Store, seed: int, device: torch.device) -> Probe:
+    """Labelled images, spread over the drop."""
+    labelled = [i for i, label in enumerate(store.labels.tolist()) if label >= 0]
+    if len(labelled) < 2:
+        raise UserError(
+            f"{store.path} has no labelled images to check the teacher on: choose another teacher.drop"
+        )
+    generator = torch.Generator().manual_seed(derive_seed(seed, "probe"))
+    chosen = torch.randperm(len(labelled), generator=generator)[:PROBE_IMAGES].tolist()
+    index = sorted(labelled[i] for i in chosen)
+    images = torch.from_numpy(store.images[index]).permute(0, 3, 1, 2).float().div_(255)
+    order = torch.randperm(len(index), generator=generator)  # a drop may be sorted by class
+    noise = torch.randn(images.shape, generator=generator)
+    labels = torch.from_numpy(store.labels[index])
+    return Probe(images[order].to(device), labels[order].to(device), noise.to(device))
+
+
+def _show(evidence: Sequence[Evidence]) -> None:
+    if evidence:
+        _say("first BatchNorm's statistics on noisy training images against what the file holds:")
+        print(f"    {'normalization':28} {'sigma':>5}  mismatch", file=sys.stderr)
+        for e in evidence:
+            print(f"    {e.candidate.name:28} {e.sigma:5g}  {e.mismatch:.4g}", file=sys.stderr)
+
+
+def _say(text: str) -> None:
+    print(f"teacher: {text}", file=sys.stderr)
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{value:.4g}" for value in values) + "]"

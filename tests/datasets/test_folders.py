@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from raw_drops import CLASSES, class_folders, pixels, write_image
+
+from crt.datasets.folders import write_folder
+from crt.drops.images import ImageFormat
+from crt.drops.prepare import prepare_drop, raw_hashes
+from crt.errors import UserError
+
+
+def tree(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def hashes(folder, classes=CLASSES, fmt=ImageFormat(1, 8, "crop")):  # noqa: B008 - frozen
+    return set(raw_hashes(folder, classes=classes, fmt=fmt))
+
+
+@pytest.mark.parametrize("test_name", ["test", "val"])
+def test_train_and_test_of_class_folders(tmp_path, test_name):
+    class_folders(tmp_path / "in" / "train", 3)
+    class_folders(tmp_path / "in" / test_name, 2, first_seed=100)
+    found = write_folder(tmp_path / "out", tmp_path / "in", "pets")
+    assert (found.name, found.classes, found.channels, found.image_size) == ("pets", CLASSES, 1, 8)
+    assert found.drops == ["base"]
+    assert found.left_out == found.skipped == []
+    assert tree(tmp_path / "out" / "train" / "base") == tree(tmp_path / "in" / "train")
+    assert tree(tmp_path / "out" / "test") == tree(tmp_path / "in" / test_name)
+    assert (tmp_path / "out" / "classes.txt").read_text() == "cat\ndog\nowl\n"
+
+
+def test_drops_of_class_folders(tmp_path):
+    for index, drop in enumerate(("2024", "2025")):
+        class_folders(tmp_path / "in" / "train" / drop, 2, first_seed=10 * index)
+    class_folders(tmp_path / "in" / "test", 2, first_seed=100)
+    found = write_folder(tmp_path / "out", tmp_path / "in", "pets")
+    assert found.drops == ["2024", "2025"]
+    assert tree(tmp_path / "out" / "train") == tree(tmp_path / "in" / "train")
+
+
+@settings(max_examples=15, deadline=None)
+@given(seeds=st.lists(st.integers(0, 25), min_size=4, max_size=30), salt=st.integers(0, 10**6))
+def test_a_fifth_becomes_the_test_set(tmp_path_factory, seeds, salt):
+    """Whatever the images, duplicates included: nothing is lost, nothing of the test set stands in training."""
+    folder = tmp_path_factory.mktemp("split")
+    names = ["cat", "dog"]
+    for index, seed in enumerate(seeds):
+        write_image(folder / "in" / names[index % 2] / f"{index}.png", pixels(salt + seed))
+    found = write_folder(folder / "out", folder / "in", "pets")
+    test, train = tree(folder / "out" / "test"), tree(folder / "out" / "train" / "base")
+    left_out = [name.removeprefix("base/") for name in found.left_out]
+    assert sorted(test + train + left_out) == tree(folder / "in")
+    assert test
+    if train:
+        fmt = ImageFormat(1, 8, "none")
+        assert not hashes(folder / "out" / "test", names, fmt) & hashes(
+            folder / "out" / "train" / "base", names, fmt
+        )
+
+
+def test_the_split_is_stratified_and_depends_on_the_pixels_alone(tmp_path):
+    source = class_folders(tmp_path / "in", 25)
+    write_folder(tmp_path / "out", source, "pets")
+    test = tree(tmp_path / "out" / "test")
+    assert [sum(name.startswith(cls) for name in test) for cls in CLASSES] == [5, 5, 5]
+    chosen = hashes(tmp_path / "out" / "test")
+    for cls in CLASSES:  # other names, another order
+        for path in sorted((source / cls).iterdir()):
+            path.rename(path.with_name(f"{1000 - int(path.stem)}.png"))
+    write_folder(tmp_path / "again", source, "pets")
+    assert hashes(tmp_path / "again" / "test") == chosen
+
+
+def test_training_images_of_the_test_set_are_left_out(tmp_path):
+    class_folders(tmp_path / "in" / "train", 3)
+    class_folders(tmp_path / "in" / "test", 1, first_seed=100)
+    write_image(tmp_path / "in" / "train" / "dog" / "copy.bmp", pixels(101))
+    found = write_folder(tmp_path / "out", tmp_path / "in", "pets")
+    assert found.left_out == ["base/dog/copy.bmp"]
+    assert "dog/copy.bmp" not in tree(tmp_path / "out" / "train" / "base")
+
+
+def test_sizes_and_channels_are_looked_at(tmp_path):
+    source = class_folders(tmp_path / "in", 5)
+    assert write_folder(tmp_path / "a", source, "x").image_size == 8
+    write_image(source / "cat" / "colour.png", pixels(0, 30, 40, 3))
+    write_image(source / "cat" / "large.png", pixels(0, 500, 400))
+    found = write_folder(tmp_path / "b", source, "x")
+    assert (found.channels, found.image_size) == (3, 8)  # 8 is the middle one of the shorter sides
+    assert write_folder(tmp_path / "c", source, "x", image_size=16).image_size == 16
+    for index in range(40):
+        write_image(source / "dog" / f"large{index}.png", pixels(index, 300, 300))
+    assert write_folder(tmp_path / "d", source, "x").image_size == 224
+    summary = prepare_drop(
+        tmp_path / "d" / "train" / "base", tmp_path / "p", classes=CLASSES, fmt=ImageFormat(3, 224, "crop")
+    )
+    assert summary["images"] > 40
+
+
+def test_unreadable_and_unusable_images(tmp_path):
+    source = class_folders(tmp_path / "in", 5)
+    (source / "cat" / "text.png").write_text("no image")
+    with pytest.raises(UserError, match=r"1 image\(s\) that cannot be used: .*cat/text.png: not an image"):
+        write_folder(tmp_path / "out", source, "x")
+    found = write_folder(tmp_path / "out2", source, "x", skip_unreadable=True)
+    assert found.skipped == [f"{source}/cat/text.png: not an image"]
+    assert "cat/text.png" not in tree(tmp_path / "out2")
+    write_image(source / "dog" / "alpha.png", pixels(0, 8, 8, 4))
+    with pytest.raises(UserError, match=r"dog/alpha.png: mode RGBA instead of RGB"):
+        write_folder(tmp_path / "out3", source, "x", skip_unreadable=True)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([], "has 0 class folder"),
+        (["cat"], "has 1 class folder"),
+        (["test/cat", "test/dog"], "has no .*train beside it"),
+        (["train/cat", "train/dog"], "no test/ or val/ beside it"),
+        (["train/cat", "train/fish", "test/cat", "test/dog"], r"lacks \(fish\)"),
+    ],
+)
+def test_other_layouts_are_refused(tmp_path, parts, message):
+    (tmp_path / "in").mkdir()
+    for index, part in enumerate(parts):
+        write_image(tmp_path / "in" / part / "a.png", pixels(index))
+    with pytest.raises(UserError, match=message):
+        write_folder(tmp_path / "out", tmp_path / "in", "x")
+
+
+def test_archives_and_missing_folders_are_refused(tmp_path):
+    class_folders(tmp_path / "in" / "test", 1)
+    (tmp_path / "in" / "train" / "a" / "cat").mkdir(parents=True)
+    (tmp_path / "in" / "train" / "b").mkdir()
+    write_image(tmp_path / "in" / "train" / "a" / "cat" / "a.png", pixels(50))
+    np.savez(tmp_path / "in" / "train" / "b" / "b.npz", images=np.zeros((1, 8, 8), np.uint8))
+    with pytest.raises(UserError, match=r"b has .npz archives: deliver such with `crt ingest`"):
+        write_folder(tmp_path / "out", tmp_path / "in", "x")
+    with pytest.raises(UserError, match="nowhere is missing"):
+        write_folder(tmp_path / "out", tmp_path / "nowhere", "x")

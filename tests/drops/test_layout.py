@@ -1,0 +1,173 @@
+import os
+
+import numpy as np
+import pytest
+from raw_drops import CLASSES, class_folders, pixels, write_image
+
+from crt.drops.layout import check_data_dir, first_ten, read_classes, read_drop
+from crt.errors import UserError
+
+
+def test_class_folders_in_order_of_class_then_name(tmp_path):
+    for name in ("owl/b.png", "owl/a.jpg", "cat/z.PNG", "cat/deep/er/a.png", "dog/1.jpeg"):
+        write_image(tmp_path / name, pixels(0))
+    drop = read_drop(tmp_path, CLASSES)
+    assert [(file.name, file.label) for file in drop.files] == [
+        ("cat/deep/er/a.png", 0),
+        ("cat/z.PNG", 0),
+        ("dog/1.jpeg", 1),
+        ("owl/a.jpg", 2),
+        ("owl/b.png", 2),
+    ]
+    assert drop.count == 5
+    # The order follows classes.txt, not the alphabet.
+    assert [file.label for file in read_drop(tmp_path, CLASSES[::-1]).files] == [0, 0, 1, 2, 2]
+
+
+def test_other_files_are_counted_and_junk_is_not(tmp_path):
+    class_folders(tmp_path, 1)
+    for name in ("README.md", "cat/notes.txt", ".DS_Store", "cat/._000.png", "dog/001.png.partial"):
+        (tmp_path / name).write_text("x")
+    drop = read_drop(tmp_path, CLASSES)
+    assert drop.count == 3
+    assert drop.ignored == ["README.md", "cat/notes.txt"]
+
+
+def test_flat_images_are_unlabelled(tmp_path):
+    for name in ("b.png", "a.png"):
+        write_image(tmp_path / name, pixels(0))
+    assert [(file.name, file.label) for file in read_drop(tmp_path, CLASSES).files] == [
+        ("a.png", -1),
+        ("b.png", -1),
+    ]
+
+
+def test_labels_csv(tmp_path):
+    for name in ("a.png", "b.png", "c.png", "d.png"):
+        write_image(tmp_path / name, pixels(0))
+    (tmp_path / "labels.csv").write_text("file,label\nb.png,dog\na.png,owl\nc.png,\n")
+    found = [(file.name, file.label) for file in read_drop(tmp_path, CLASSES).files]
+    assert found == [("c.png", -1), ("d.png", -1), ("b.png", 1), ("a.png", 2)]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("name,label\na.png,cat\n", "columns file,label"),
+        ("file,label\nx.png,cat\n", "line 2: 'x.png' is no image"),
+        ("file,label\na.png,cat\na.png,dog\n", "line 3: 'a.png' has a second label"),
+        ("file,label\na.png,fish\n", "does not know 'fish'"),
+        ("file,label\na.png,\xff\n", "UTF-8"),
+        ("", "columns file,label"),
+    ],
+)
+def test_bad_labels_csv(tmp_path, table, message):
+    write_image(tmp_path / "a.png", pixels(0))
+    (tmp_path / "labels.csv").write_bytes(table.encode("latin1"))
+    with pytest.raises(UserError, match=message):
+        read_drop(tmp_path, CLASSES)
+
+
+def test_labels_csv_without_images(tmp_path):
+    class_folders(tmp_path, 1)
+    (tmp_path / "labels.csv").write_text("file,label\n")
+    with pytest.raises(UserError, match=r"labels.csv labels images that lie beside it"):
+        read_drop(tmp_path, CLASSES)
+
+
+def test_archives(tmp_path):
+    for name, count in (("b", 2), ("a", 3)):
+        np.savez(tmp_path / f"{name}.npz", images=np.zeros((count, 8, 8), np.uint8))
+    drop = read_drop(tmp_path, CLASSES)
+    assert [(archive.path.name, archive.count) for archive in drop.archives] == [("a.npz", 3), ("b.npz", 2)]
+    assert drop.count == 5
+
+
+def test_unknown_class_folders_are_named(tmp_path):
+    class_folders(tmp_path, 1)
+    for index in range(12):
+        (tmp_path / f"fish{index:02}").mkdir()
+    with pytest.raises(UserError, match=r"classes.txt does not know \(fish00, .*, fish09 and 2 more\)"):
+        read_drop(tmp_path, CLASSES)
+
+
+@pytest.mark.parametrize("extra", ["a.png", "a.npz"])
+def test_mixed_layouts_are_refused(tmp_path, extra):
+    class_folders(tmp_path, 1)
+    if extra == "a.png":
+        write_image(tmp_path / extra, pixels(0))
+    else:
+        np.savez(tmp_path / extra, images=np.zeros((1, 8, 8), np.uint8))
+    with pytest.raises(UserError, match=f"mixes class folders .* and .*{extra}"):
+        read_drop(tmp_path, CLASSES)
+
+
+def test_archive_in_a_class_folder_is_not_overlooked(tmp_path):
+    class_folders(tmp_path, 1)
+    np.savez(tmp_path / "cat" / "a.npz", images=np.zeros((1, 8, 8), np.uint8))
+    with pytest.raises(UserError, match=r"a.npz lies in a class folder"):
+        read_drop(tmp_path, CLASSES)
+
+
+@pytest.mark.parametrize("content", [[], ["README.md"], [".hidden.png"]])
+def test_empty_drop(tmp_path, content):
+    for name in content:
+        (tmp_path / name).write_text("x")
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(UserError, match="holds no images"):
+        read_drop(tmp_path, CLASSES)
+
+
+def test_missing_drop(tmp_path):
+    with pytest.raises(UserError, match="nowhere is missing"):
+        read_drop(tmp_path / "nowhere", CLASSES)
+
+
+def test_links_to_files_are_followed_and_links_to_folders_refused(tmp_path):
+    # DVC's cache.type symlink makes every file of data/ a link.
+    outside = write_image(tmp_path / "cache.png", pixels(0))
+    drop = tmp_path / "drop"
+    (drop / "cat").mkdir(parents=True)
+    os.symlink(outside, drop / "cat" / "a.png")
+    assert read_drop(drop, CLASSES).count == 1
+    os.symlink(tmp_path, drop / "cat" / "loop")
+    with pytest.raises(UserError, match="loop is a link to a folder"):
+        read_drop(drop, CLASSES)
+
+
+def test_read_classes(tmp_path):
+    (tmp_path / "classes.txt").write_text("cat\ndog \n\nüber owl\n", encoding="utf-8")
+    assert read_classes(tmp_path, 3) == ["cat", "dog", "über owl"]
+    with pytest.raises(UserError, match=r"names 3 classes but data.num_classes is 4"):
+        read_classes(tmp_path, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\na\n", "'a' twice"),
+        (b"\xff\xfe\n", "not UTF-8"),
+        (b"a\nb/c\n", "'b/c', which cannot be a folder"),
+    ],
+)
+def test_bad_classes(tmp_path, content, message):
+    (tmp_path / "classes.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_classes(tmp_path, 2)
+
+
+def test_missing_classes(tmp_path):
+    with pytest.raises(UserError, match=r"classes.txt is missing: run `dvc pull`"):
+        read_classes(tmp_path, 2)
+
+
+def test_check_data_dir(tmp_path):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    check_data_dir(tmp_path, ["a"])
+    with pytest.raises(UserError, match=r"lists 'b' but .*train/b is missing.*crt ingest DIR --drop b"):
+        check_data_dir(tmp_path, ["a", "b"])
+
+
+def test_first_ten():
+    assert first_ten(["a", "b"]) == "a, b"
+    assert first_ten([str(n) for n in range(13)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 3 more"

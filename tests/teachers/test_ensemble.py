@@ -1,0 +1,111 @@
+"""An ensemble is a base classifier: the mean of its members' logits, in the one model folder."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from published_files import CIFAR10, lively
+
+from crt.certification.smoothing import SmoothedClassifier
+from crt.errors import UserError
+from crt.inference.fold import fold_batchnorm
+from crt.models.build import build_model
+from crt.models.checkpoint import FORMAT, ModelInfo, load_info, load_model, model_fingerprint, save_model
+from crt.teachers.ensemble import combine
+
+IMAGES = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def member(arch: str, seed: int, mean, std, method="gaussian"):
+    torch.manual_seed(seed)
+    model = build_model(arch, {}, 4, 3, 16, mean, std)
+    lively(model, seed)
+    info = ModelInfo(
+        format=FORMAT, arch=arch, arch_args={}, classes=list("abcd"), image_size=16, channels=3, mean=list(mean),
+        std=list(std), resize="none", sigma=0.25, method=method, data_fingerprint="d", teacher_fingerprint=None, seed=seed,
+        versions={},
+    )  # fmt: skip
+    return model.eval(), info
+
+
+@pytest.fixture(scope="module")
+def members():
+    return [
+        member("cifar_resnet20", 0, *CIFAR10),
+        member("cifar_resnet32", 1, (0.0,) * 3, (1.0,) * 3, method="macer"),
+        member("resnet10t", 2, (0.5,) * 3, (0.25,) * 3),
+    ]
+
+
+def mean_logits(members):
+    with torch.no_grad():
+        return sum(model(IMAGES) for model, _ in members) / len(members)
+
+
+def test_logits_are_the_mean_of_the_members(members):
+    model, info = combine(members)
+    with torch.no_grad():
+        assert torch.allclose(model(IMAGES), mean_logits(members), atol=1e-6)
+    assert (info.arch, info.method, info.sigma, info.classes) == (
+        "ensemble",
+        "gaussian+macer",
+        0.25,
+        list("abcd"),
+    )
+    assert (info.mean, info.std) == ([0.0] * 3, [1.0] * 3)
+    assert info.data_fingerprint == "d"
+
+
+def test_the_model_folder_gives_it_back(members, tmp_path):
+    save_model(tmp_path / "teacher", *combine(members))
+    model, info = load_model(tmp_path / "teacher")
+    assert [m["arch"] for m in info.arch_args["members"]] == ["cifar_resnet20", "cifar_resnet32", "resnet10t"]
+    with torch.no_grad():
+        assert torch.allclose(model(IMAGES), mean_logits(members), atol=1e-6)
+    assert sorted(p.name for p in (tmp_path / "teacher").iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_its_fingerprint_is_its_members(members, tmp_path):
+    save_model(tmp_path / "a", *combine(members[:2]))
+    save_model(tmp_path / "b", *combine(members[1::-1]))
+    save_model(tmp_path / "c", *combine([members[0], member("cifar_resnet32", 9, (0.0,) * 3, (1.0,) * 3)]))
+    assert len({model_fingerprint(tmp_path / name) for name in "abc"}) == 3
+
+
+def test_it_is_certified_like_any_classifier(members):
+    model, _ = combine(members)
+    folded = fold_batchnorm(model)
+    with torch.no_grad():
+        assert torch.allclose(folded(IMAGES), model(IMAGES), atol=1e-4)
+    assert not any("BatchNorm" in type(m).__name__ for m in folded.modules())
+    certificates = SmoothedClassifier(model, 0.25, n0=4, n=16).certify(IMAGES[:2])
+    assert len(certificates) == 2
+
+
+def test_an_ensemble_of_ensembles(members):
+    pair = combine(members[:2])
+    model, _ = combine([pair, members[2]])
+    with torch.no_grad():
+        expected = (mean_logits(members[:2]) + members[2][0](IMAGES)) / 2
+        assert torch.allclose(model(IMAGES), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("classes", list("abdc")), ("image_size", 32), ("channels", 1), ("sigma", 0.5)]
+)
+def test_members_must_agree(members, name, value):
+    other = members[1][0], replace(members[1][1], **{name: value})
+    with pytest.raises(UserError, match=f"member 2 of the ensemble has {name}"):
+        combine([members[0], other])
+
+
+def test_members_of_different_data_have_a_joint_fingerprint(members):
+    other = members[1][0], replace(members[1][1], data_fingerprint="e")
+    _, info = combine([members[0], other])
+    assert info.data_fingerprint not in ("d", "e")
+    assert len(info.data_fingerprint) == 64
+
+
+def test_a_cifar_ensemble_is_described_without_timm(members, tmp_path):
+    save_model(tmp_path / "a", *combine(members[:2]))
+    assert load_info(tmp_path / "a").arch == "ensemble"
