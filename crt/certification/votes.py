@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from crt.certification.noise import BLOCK, fill_block, image_key
 from crt.certification.procedures import Draws, Procedure
 from crt.errors import UserError
-from crt.inference.fusion import fuse_convolutions
 from crt.inference.int8 import quantize
 
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -61,8 +60,6 @@ def certified_network(
             raise UserError("precision int8 is not compiled: set runtime.compile to false")
         folded = quantize(folded, shape, sigma)
     network = folded.to(device=device, dtype=DTYPES[precision]).to(memory_format=torch.channels_last)
-    if device.type == "cpu" and not compile_network and precision != "int8":
-        network = fuse_convolutions(network, shape, DTYPES[precision])
     return torch.compile(network, dynamic=False) if compile_network else network  # type: ignore[return-value]
 
 
