@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PIP = $(VENV)/bin/python -m pip install --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help run setup test check ci code-deps lock clean
+.PHONY: help run setup test-fast test test-all check ci code-deps lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -17,8 +17,17 @@ run: setup ## Install, get the sample data, run the pipeline, show the results
 
 setup: $(VENV)/.installed ## Create the virtual environment and install the project
 
-test: $(VENV)/.installed-test ## Run the whole test suite
-	OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 4 --dist worksteal # one thread each: they would starve each other
+# One thread for each worker: more would wait for each other. The marks are explained in pyproject.toml.
+PYTEST = OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test-fast: $(VENV)/.installed-test ## Run the quick tests: no pipeline, about a minute
+	$(PYTEST) -m "not slow and not nightly and not quality"
+
+test: $(VENV)/.installed-test ## Run the tests that every change must pass, under 15 minutes
+	$(PYTEST)
+
+test-all: $(VENV)/.installed-test ## Run all tests, with simulations at full size and the README's results: for the night
+	$(PYTEST) -m ""
 
 check: $(VENV)/.installed-test ## Lint, format check, type check
 	ruff check .

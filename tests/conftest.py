@@ -1,8 +1,21 @@
-"""The order of the whole suite."""
+"""The order and the marks of the whole suite."""
 
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first: with several workers, none is left alone with one of them at the end."""
-    items.sort(key=lambda item: (item.path.parent.name != "pipeline", item.path.name != "test_retraining.py"))
+    """The longest tests first: with several workers, none is left alone with one of them at the end.
+
+    What stands in tests/pipeline runs a pipeline, so it is slow.
+    """
+    for item in items:
+        if item.path.parent.name == "pipeline":
+            item.add_marker(pytest.mark.slow)
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("quality") is None,
+            item.path.parent.name != "pipeline",
+            item.path.name != "test_retraining.py",
+        )
+    )
