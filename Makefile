@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PIP = $(VENV)/bin/python -m pip install --constraint requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help run setup test-fast test test-all check ci code-deps lock clean
+.PHONY: help run setup test-fast test test-all check ci lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,9 +35,6 @@ check: $(VENV)/.installed-test ## Lint, format check, type check
 	mypy
 
 ci: check test ## What CI runs
-
-code-deps: $(VENV)/.installed ## Write the stages' lists of code into dvc.yaml
-	python tests/pipeline/code_deps.py
 
 lock: $(VENV)/.installed-test ## Record the installed versions in requirements.lock
 	python -m pip freeze --exclude-editable > requirements.lock

@@ -41,9 +41,8 @@ class Augment(Section):
     """Random crops, of the zero-padded image or resized, and horizontal flip."""
 
     crop_padding: Annotated[int, Field(ge=0)]  # pixels on each side
-    crop_area: Annotated[
-        float, Field(gt=0, le=1)
-    ]  # smallest share of the image that a resized crop takes; 1: none
+    # Smallest share of the image that a resized crop takes; 1: no resized crops.
+    crop_area: Annotated[float, Field(gt=0, le=1)]
     flip: bool
 
     @model_validator(mode="after")
@@ -56,27 +55,23 @@ class Augment(Section):
 
 
 class Data(Section):
-    """What lies in data/ (conf/dataset.yaml, machine-written) and how it is read (conf/data/)."""
+    """What lies in data/ (conf/choice.yaml) and how it is read (conf/data/)."""
 
     name: Name
-    source: str | None  # the data set these settings are made for; null: any
     num_classes: Annotated[int, Field(ge=2)]
     channels: Literal[1, 3]
     image_size: Annotated[int, Field(ge=4, le=2048)]  # height and width, pixels
     drops: Annotated[list[Name], Field(min_length=1)]
     resize: Literal["none", "crop", "squash"]  # none: another size is an error
     skip_unreadable: bool
+    # Share of each labelled drop that training leaves out, chosen by content.
+    validation: Annotated[float, Field(ge=0, lt=1)]
     augment: Augment
 
     @model_validator(mode="after")
     def _fits(self) -> "Data":
         if len(set(self.drops)) != len(self.drops):
             raise ValueError("drops lists a drop twice")
-        if self.source is not None and self.source != self.name:
-            raise ValueError(
-                f"the settings are made for {self.source} but data/ holds {self.name}: "
-                f"run `crt get-data {self.source}` or choose another preset"
-            )
         return self
 
 
@@ -155,7 +150,7 @@ class Crt(Section):
     alpha: Share  # weight of the transfer loss; 1 - alpha goes to cross-entropy with the labels
 
 
-Method = Annotated[
+MethodSettings = Annotated[
     Gaussian | SmoothAdv | Macer | Consistency | SmoothMix | Catrs | Crt, Field(discriminator="name")
 ]
 
@@ -174,7 +169,6 @@ class Recipe(Section):
     scheduler: Literal["cosine", "multistep"]
     warmup_epochs: Annotated[int, Field(ge=0)]
     clip_grad: Positive | None  # largest l2 norm of the gradient; null: no clipping
-    bfloat16_on_cpu: bool  # whether runtime.precision auto means bfloat16 on CPUs with units for it (it pays)
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> "Recipe":
@@ -189,7 +183,17 @@ class Teacher(Recipe):
     """The robust network that is transferred from."""
 
     drop: str  # the drop it is trained on
-    method: Method
+    trained: list[str]  # [drop]: the stage that trains it exists
+    fetched: Annotated[list[str], Field(max_length=0)]
+    method: MethodSettings
+
+    @model_validator(mode="after")
+    def _trains_on_its_drop(self) -> "Teacher":
+        if self.trained != [self.drop]:
+            raise ValueError(
+                f"trained is {self.trained} but drop is {self.drop!r}: set teacher.drop, trained follows from it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_teacher_of_its_own(self) -> "Teacher":
@@ -201,13 +205,15 @@ class Teacher(Recipe):
 
 
 class FetchedTeacher(Section):
-    """A teacher that is fetched instead of trained. Null is told from the file; what cannot be told is asked for."""
+    """A teacher that is fetched instead of trained. Null: read from the file; an error asks for what the file lacks."""
 
-    # A preset's settings of training lie beside these and are of no use here; other keys are refused below.
+    # A preset's training settings lie beside these and are ignored; other keys are refused below.
     model_config = ConfigDict(extra="allow")
 
     key: Literal["fetch", "released"]
     drop: str  # the drop it is checked on
+    trained: Annotated[list[str], Field(max_length=0)]
+    fetched: Annotated[list[str], Field(min_length=1, max_length=1)]  # the stage that fetches it exists
     ref: str | None  # a model reference
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None  # of the file that ref names
     refs: list[str]  # model references: an ensemble's members
@@ -255,29 +261,33 @@ AnyTeacher = Annotated[
 ]
 
 
-class Network(Section):
-    """What a student option stands for at the scale of the images (conf/networks/)."""
-
-    arch: str
-    arch_args: dict[str, Any]
-    bfloat16_on_cpu: bool
-
-
-class Epochs(Section):
-    """How long students are trained (conf/experiment/)."""
-
-    convolutions: Count
-    tokens: Count  # transformers, which learn more slowly
-
-
 class Student(Recipe):
     """The network that is trained at every retraining."""
 
-    init: (
-        str | None
-    )  # a model reference: the release whose weights training starts from; null: random weights
-    init_epochs: Count  # epochs of training that starts from them, without warm-up
+    args_for: str | None  # the arch that arch_args are made for; null: any
+    init_epochs: Count  # epochs of training that starts from models/init, without warm-up
     init_lr: Positive  # its first learning rate
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_an_arch(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("arch", "") is None:
+            raise ValueError(
+                "arch is not set: name a network of timm, e.g. student=timm student.arch=resnet34"
+            )
+        return raw
+
+    @model_validator(mode="after")
+    def _arch_args_are_of_the_arch(self) -> "Student":
+        if self.arch_args and self.args_for not in (None, self.arch):
+            raise ValueError(
+                f"arch is {self.arch} but arch_args are those of {self.args_for}: "
+                f"choose student=timm student.arch={self.arch}"
+            )
+        return self
+
+
+IMAGES = {"test": "prepared/test", "validation": "prepared/train"}
 
 
 class Certify(Section):
@@ -294,6 +304,16 @@ class Certify(Section):
     allow_sigma_mismatch: bool  # certify a model that was trained with another sigma
     precision: Literal["float32", "bfloat16", "int8"]  # of the certified network, and so of the deployed one
     batch_size: Count | None  # noisy images per forward pass; null: chosen from memory
+    split: Literal["test", "validation"]  # which images are certified
+    images: str  # the folder that holds them; follows from split
+
+    @model_validator(mode="after")
+    def _images_are_of_the_split(self) -> "Certify":
+        if self.images != IMAGES[self.split]:
+            raise ValueError(
+                f"split is {self.split} but images is {self.images}: choose `split={self.split}` (the group), which sets both"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_certify(self) -> "Certify":
@@ -313,13 +333,31 @@ class Bank(Section):
 
     views: Annotated[
         int, Field(ge=0)
-    ]  # crops, flips and noises of each image; 0: no bank, the teacher runs in every step
+    ]  # crops, flips and noises of each image; 0: the teacher runs in every step
+    drops: list[str]  # whose bank stages exist
+    folder: str  # what the student depends on
+    code: str
+
+    @model_validator(mode="after")
+    def _is_a_bank_or_none(self) -> "Bank":
+        if (self.folder == "banks") != (self.views > 0):
+            raise ValueError(
+                f"views is {self.views} but the bank option is {'logits' if self.folder == 'banks' else 'none'}: "
+                "choose `bank=logits bank.views=N`, or `bank=none`"
+            )
+        return self
 
 
-class Baseline(Section):
-    """The release that a new student is compared with."""
+class Pin(Section):
+    """A release in use."""
 
-    ref: str | None  # a model reference; null: none is pinned
+    ref: str  # a model reference
+
+
+class Start(Section):
+    """Where the student's training starts from."""
+
+    init: Literal["teacher", "init"]  # init: the weights in models/init; teacher: random weights
 
 
 Radius = Annotated[str, BeforeValidator(lambda key: key if isinstance(key, str) else str(float(key)))]
@@ -327,6 +365,8 @@ Radius = Annotated[str, BeforeValidator(lambda key: key if isinstance(key, str) 
 
 class Gate(Section):
     """Non-inferiority margins for the paired comparison with the baseline."""
+
+    against: Literal["teacher", "baseline"]  # teacher: no release is pinned
 
     margin: Share  # largest acceptable loss of certified accuracy at a radius
     margins: dict[Radius, Share]  # other margins for single radii, keyed by the radius
@@ -349,15 +389,16 @@ class Config(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     sigma: Positive  # standard deviation of the noise, [0,1] pixel units
+    preset: Name  # the data set that the settings are made for; folder: any
     data: Data
     teacher: AnyTeacher
-    networks: dict[Name, Network]  # conf/student/ takes its arch from here; the stages read student.arch
-    epochs: Epochs  # conf/student/ takes its epochs from here; the stages read student.epochs
     student: Student
-    method: Method
+    method: MethodSettings
     bank: Bank
+    pinned: dict[Literal["init", "baseline"], Pin]
+    certified: dict[Literal["teacher", "student", "baseline"], dict[str, None]]
+    start: Start
     certify: Certify
-    baseline: Baseline
     gate: Gate
     runtime: Runtime
 
@@ -370,13 +411,27 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _arch_args_are_of_the_arch(self) -> "Config":
-        option, student = self.networks.get(self.student.key), self.student
-        if option is not None and option.arch != student.arch and student.arch_args == option.arch_args != {}:
+    def _preset_is_of_the_data(self) -> "Config":
+        if self.preset not in ("folder", self.data.name):
             raise ValueError(
-                f"student.arch is {student.arch} but student.arch_args are those of {option.arch}: "
-                "set student.arch_args too ({} for the network as it is)"
+                f"the settings are made for {self.preset} but data/ holds {self.data.name}: "
+                f"run `crt get-data {self.preset}` or choose another preset"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _roles_fit_the_pins(self) -> "Config":
+        has_baseline = "baseline" in self.pinned
+        if (self.start.init == "init") != ("init" in self.pinned):
+            raise ValueError("pinned.init and start.init do not agree: run `crt pin` to set both")
+        if (self.gate.against == "baseline") != has_baseline or (
+            "baseline" in self.certified
+        ) != has_baseline:
+            raise ValueError(
+                "pinned.baseline, certified.baseline and gate.against do not agree: run `crt pin` to set them together"
+            )
+        if not {"teacher", "student"} <= self.certified.keys():
+            raise ValueError("certified must have teacher and student: restore conf/config.yaml")
         return self
 
     @model_validator(mode="after")

@@ -61,15 +61,6 @@ def root() -> Path:
     return Path(os.environ.get("DVC_ROOT", "."))
 
 
-def is_pinned(folder: Path) -> bool:
-    """Whether `folder` holds a model, and not the note that none is pinned."""
-    try:
-        note = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is missing: get it with `dvc repro` or `dvc pull`") from None
-    return note.get("pinned") is not False
-
-
 def work_dir(stage: str, *parts: Any) -> Path:
     """The folder for a stage's resume files: `$DVC_ROOT/.work/<stage>-<fingerprint>`.
 

@@ -5,25 +5,29 @@ from pathlib import Path
 from common import run
 
 from crt.config import Config
-from crt.evaluation.certificates import is_pinned, read_certificates
+from crt.evaluation.certificates import Certificates, read_certificates
 from crt.evaluation.gate import Margins, decide
 from crt.files import write_json
 
-CERTIFICATES = Path("certificates")
+RESULTS = Path("results")
 
 
 def main(config: Config) -> None:
     gate = config.gate
-    baseline = CERTIFICATES / "baseline.tsv"
     result = decide(
-        student=read_certificates(CERTIFICATES / "student.tsv"),
-        baseline=read_certificates(baseline) if is_pinned(baseline) else None,
-        teacher=read_certificates(CERTIFICATES / "teacher.tsv"),
+        student=_read("student"),
+        baseline=_read("baseline") if gate.against == "baseline" else None,
+        teacher=_read("teacher"),
         margins=Margins(gate.margin, gate.margins, gate.acr_margin),
         confidence=gate.confidence,
     )
-    write_json(Path("results/gate.json"), result)
+    write_json(RESULTS / "gate/details.json", result)
+    write_json(RESULTS / "gate.json", {"verdict": result["verdict"]})
     print(f"{result['verdict']}: {' '.join(result['sentences'])}")
+
+
+def _read(role: str) -> Certificates:
+    return read_certificates(Path("certificates") / f"{role}.tsv")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common import is_pinned, run_on_all_devices, work_dir
+from common import run_on_all_devices, work_dir
 
 from crt.config import Config
 from crt.data.store import open_store
@@ -12,8 +12,8 @@ from crt.training.fit import Files, fit
 
 def main(config: Config) -> None:
     drops = [Path("prepared/train") / drop for drop in config.data.drops]
-    teacher, release = Path("models/teacher"), Path("models/init")
-    init = release if is_pinned(release) else None
+    teacher = Path("models/teacher")
+    init = Path("models/init") if config.start.init == "init" else None
     banks = [Path("banks") / drop for drop in config.data.drops] if config.bank.views else None
     work = work_dir(
         "student",
@@ -29,7 +29,11 @@ def main(config: Config) -> None:
         None if init is None else model_fingerprint(init),
     )
     files = Files(
-        Path("models/student"), Path("results/student/training.tsv"), Path("results/student.json"), work
+        Path("models/student"),
+        Path("results/student/training.tsv"),
+        Path("results/student.json"),
+        Path("times/student.json"),
+        work,
     )
     fit("student", config, config.student, config.method, drops, teacher, files, init, banks)
 

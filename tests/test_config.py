@@ -14,11 +14,13 @@ from crt.config import Config, load, validate
 from crt.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-GROUPS = ["data", "teacher", "student", "method", "certify", "runtime"]
+GROUPS = ["data", "scale", "teacher", "student", "method", "bank", "certify", "split", "runtime", "preset"]
 OPTIONS = [
     (group, file.stem) for group in GROUPS for file in sorted((ROOT / "conf" / group).glob("[!_]*.yaml"))
 ]
-PRESETS = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
+SCALES = sorted(file.stem for file in (ROOT / "conf/scale").glob("*.yaml"))
+STUDENTS = sorted(file.stem for file in (ROOT / "conf/student").glob("[!_]*.yaml"))
+LARGEST = 80  # parameters; a list counts once
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +36,65 @@ def test_params_yaml_is_what_conf_composes_to():
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_validates(group, option):
     overrides = [f"{group}={option}"]
-    if group == "data":  # settings for one data set refuse to go with another
+    if group == "preset":  # settings for one data set refuse to go with another
         overrides.append("data.name=" + option)
+    if option == "timm":
+        overrides.append("student.arch=resnet34")
     if option in ("fetch", "released"):  # of what there is no default
         overrides.append("teacher.ref=path:teacher.pth")
     text, config = composed(ROOT, overrides)
-    section = getattr(config, group)
     if group in ("teacher", "student"):
-        assert section.key == option  # what `dvc exp show` tells experiments apart by
-    assert yaml.safe_load(text)[group] == section.model_dump()
+        assert getattr(config, group).key == option  # what `dvc exp show` tells experiments apart by
+    assert yaml.safe_load(text) == config.model_dump()
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_composes_and_validates(preset):
-    name = [] if preset in ("smoke", "folder") else [f"data.name={preset}"]
-    _, config = composed(ROOT, [f"+experiment={preset}", *name])
-    assert config.sigma > 0
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("student", STUDENTS)
+def test_every_student_has_a_network_at_every_scale(student, scale):
+    overrides = [f"scale={scale}", f"student={student}"] + ["student.arch=resnet34"] * (student == "timm")
+    _, config = composed(ROOT, overrides)
+    assert config.student.epochs > config.student.warmup_epochs
+
+
+def test_smoke_is_laid_on_top():
+    _, config = composed(ROOT, ["student=convnext", "+experiment=smoke"])
+    assert (config.student.key, config.student.epochs) == ("convnext", 2)
+
+
+def leaves(value):
+    return sum(map(leaves, value.values())) if isinstance(value, dict) and value else 1
+
+
+def test_params_yaml_is_small_and_every_stage_parameter_is_read(raw):
+    assert leaves(raw) <= LARGEST
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    text = (ROOT / "dvc.yaml").read_text()
+    listed = {name for stage in stages.values() for name in stage.get("do", stage).get("params", [])}
+
+    def read(path: str) -> bool:
+        parents = [path.rsplit(".", n)[0] for n in range(path.count(".") + 1)]
+        return any(parent in listed or f"${{{parent}}}" in text for parent in parents)
+
+    # A stage reads these to choose the machine, not a value: a change re-runs nothing.
+    machine = {"runtime.device", "runtime.processes", "runtime.workers"}
+    # Checked against classes and drops when params.yaml is loaded, by every stage.
+    checked = {"data.name"}
+
+    def paths(value, prefix=""):
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                yield from paths(inner, f"{prefix}{key}.")
+        else:
+            yield prefix.rstrip(".")
+
+    unread = [path for path in paths(raw) if not read(path) and path not in machine | checked]
+    unread = [path for path in unread if not path.startswith("pinned")]  # foreach: params pinned.${key}
+    assert unread == []
 
 
 def test_a_preset_for_another_data_set_is_refused():
     with pytest.raises(UserError, match="crt get-data cifar10"):
-        composed(ROOT, ["+experiment=cifar10"])
+        composed(ROOT, ["preset=cifar10"])
 
 
 def _models() -> list[type[BaseModel]]:
@@ -89,7 +129,14 @@ def test_the_schema_has_no_defaults_and_changes_no_value(raw):
         ("runtime.device", "gpu", "runtime.device"),
         ("runtime.precision", "float16", "runtime.precision"),
         ("student.warmup_epochs", 400, "warmup_epochs"),
-        ("student.arch", "resnet26", "set student.arch_args too"),
+        ("student.arch", "resnet26", "choose student=timm student.arch=resnet26"),
+        ("certify.split", "validation", "split=validation"),
+        ("bank.views", 4, "bank=logits bank.views=N"),
+        ("start.init", "init", "run `crt pin`"),
+        ("gate.against", "baseline", "run `crt pin`"),
+        ("pinned", {"baseline": {"ref": "registry:student@v1.0.0"}}, "run `crt pin`"),
+        ("teacher.trained", ["2025-02"], "set teacher.drop"),
+        ("preset", "cifar10", "crt get-data cifar10"),
     ],
 )
 def test_a_wrong_value_ends_in_one_sentence_that_names_it(raw, path, value, said):
@@ -119,8 +166,8 @@ def test_a_teacher_is_not_trained_by_transfer(raw):
     [
         (["teacher=fetch"], "ref is not set: give a model reference"),
         (["teacher=released"], "no release is pinned"),
-        (["teacher=fetch", "teacher.ref=path:models/teacher"], "what the teacher stage writes"),
-        (["teacher=fetch", "teacher.refs=[path:a, path:./models/teacher/model.safetensors]"], "what the teacher stage writes"),
+        (["teacher=fetch", "teacher.ref=path:models/teacher"], "teacher stage writes"),
+        (["teacher=fetch", "teacher.refs=[path:a, path:./models/teacher/model.safetensors]"], "teacher stage writes"),
     ],
 )  # fmt: skip
 def test_a_reference_that_cannot_be_is_refused_at_once(overrides, said):
@@ -150,7 +197,7 @@ def test_margins_of_radii_may_be_written_as_numbers():
 )
 def test_an_unknown_network_is_refused_when_params_are_written(arch, said, tmp_path):
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
-    overrides = [f"student.arch={arch}", "student.arch_args={}"]
+    overrides = ["student=timm", f"student.arch={arch}"]
     if said is None:
         compose_params(tmp_path, overrides)
         assert load(tmp_path / "params.yaml").student.arch == arch
@@ -162,9 +209,10 @@ def test_an_unknown_network_is_refused_when_params_are_written(arch, said, tmp_p
 
 def test_the_pinned_release_can_teach():
     ref = "registry:student@v1.0.0"
-    _, config = composed(ROOT, ["teacher=released", f'baseline.ref="{ref}"', "student=convnext"])
-    assert config.teacher.ref == config.baseline.ref == ref
-    assert config.student.init is None
+    pins = [f'+pinned.baseline.ref="{ref}"', "+certified.baseline={}", "gate.against=baseline"]
+    _, config = composed(ROOT, ["teacher=released", *pins, "student=convnext"])
+    assert config.teacher.ref == config.pinned["baseline"].ref == ref
+    assert config.start.init == "teacher"
 
 
 def test_least_n_is_the_least():

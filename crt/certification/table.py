@@ -35,11 +35,6 @@ def write_table(
     _replace(out, text.getvalue())
 
 
-def write_unpinned(out: Path) -> None:
-    """The certificates of a baseline when none is pinned: the header alone, and `{"pinned": false}`."""
-    write_table(out, [], [], [], {"pinned": False})
-
-
 def _replace(path: Path, text: str) -> None:
     aside = path.with_name(path.name + ".partial")
     try:

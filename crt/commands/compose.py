@@ -41,7 +41,7 @@ def compose_params(root: Path, overrides: Sequence[str] = ()) -> None:
         UserError: see `composed`.
     """
     text, config = composed(root, overrides)
-    if config.student.arch not in {network.arch for network in config.networks.values()}:
+    if config.student.args_for != config.student.arch:
         from crt.models.build import check_arch  # seconds to import
 
         check_arch(config.student.arch)  # else it would fail only after the teacher was trained

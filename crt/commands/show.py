@@ -15,7 +15,7 @@ def show(root: Path) -> None:
         UserError: there are none yet.
     """
     settings = config.load(root / "params.yaml")
-    results = load_results(root, settings.data.drops)
+    results = load_results(root, settings.data.drops, settings.certified)
     for line in table(results):
         print(line)
     print()
@@ -38,7 +38,6 @@ def table(results: Results) -> list[str]:
         shares = (role.metrics["certified_accuracy"].get(key) for role in roles)
         rows.append([f"certified accuracy at {key}", *(formats.percent(share) for share in shares)])
     rows.append(["abstained", *(formats.percent(role.metrics["abstention_rate"]) for role in roles)])
-    for name, key in (("training", "train_seconds"), ("parameters", "parameters")):
-        form = formats.duration if key.endswith("seconds") else formats.count
-        rows.append([name, *(form(role.training.get(key)) for role in roles)])
+    rows.append(["training", *(formats.duration(role.times.get("seconds")) for role in roles)])
+    rows.append(["parameters", *(formats.count(role.training.get("parameters")) for role in roles)])
     return aligned(rows, left=1)

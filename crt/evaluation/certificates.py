@@ -73,11 +73,6 @@ class Certificates:
         return self.correct & (self.radius >= radius)
 
 
-def is_pinned(tsv: Path) -> bool:
-    """Whether the file at `tsv` holds certificates: false only for the baseline when no release is pinned."""
-    return read_settings(tsv).get("pinned", True) is not False
-
-
 def read_settings(tsv: Path) -> dict[str, Any]:
     """The JSON beside a certificates file.
 

@@ -48,11 +48,10 @@ def decide(
     margins: Margins,
     confidence: float,
 ) -> dict[str, Any]:
-    """The content of results/gate.json.
+    """The verdict and what it rests on.
 
     The verdict is pass when every comparison with the baseline passes, fail when one fails, else undecided. `comparisons` has
-    one row per quantity and classifier compared with; the rest sums it up. `sentences` and `comparisons` are lists, which
-    DVC's tables leave out.
+    one row per quantity and classifier compared with; the rest sums it up.
 
     Raises:
         UserError: the certificates are not of the same images or settings.

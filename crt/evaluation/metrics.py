@@ -1,5 +1,7 @@
 """A certificates file -> metrics, the certified accuracy curve, the distribution of p_A."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from crt.evaluation.certificates import Certificates, is_pinned, read_certificates
+from crt.evaluation.certificates import Certificates, read_certificates
 from crt.evaluation.intervals import clopper_pearson, failures_subtracted
 from crt.files import write_csv, write_json
 
@@ -16,22 +18,47 @@ ECDF_HEADER = ("p_lower", "share")
 CURVE_STEPS = 200
 
 
-def write_metrics(tsv: Path, json_out: Path, curve_out: Path, ecdf_out: Path) -> None:
-    """Write all that a certificates file says: metrics (JSON), curve and distribution of p_A (CSV).
+SHORT_RADII = 4  # radii that have a metric of their own
 
-    For the baseline when none is pinned: `{"pinned": false}` and headers alone.
+
+@dataclass(frozen=True)
+class MetricFiles:
+    """Where the metrics of one classifier are written."""
+
+    metrics: Path  # the few that DVC compares (JSON)
+    details: Path  # all of them (JSON)
+    curve: Path  # CSV
+    ecdf: Path  # CSV
+
+
+def write_metrics(tsv: Path, role: str, files: MetricFiles) -> None:
+    """Write what a certificates file says of `role` (teacher, student, baseline).
 
     Raises:
         UserError: the certificates are missing or damaged.
     """
-    if is_pinned(tsv):
-        certificates = read_certificates(tsv)
-        metrics, curve, ecdf = compute_metrics(certificates), curve_of(certificates), ecdf_of(certificates)
-    else:
-        metrics, curve, ecdf = {"pinned": False}, np.empty((0, 2)), np.empty((0, 2))
-    write_csv(curve_out, CURVE_HEADER, curve)
-    write_csv(ecdf_out, ECDF_HEADER, ecdf)
-    write_json(json_out, metrics)
+    certificates = read_certificates(tsv)
+    details = compute_metrics(certificates)
+    write_csv(files.curve, CURVE_HEADER, curve_of(certificates))
+    write_csv(files.ecdf, ECDF_HEADER, ecdf_of(certificates))
+    write_json(files.details, details)
+    write_json(files.metrics, short_metrics(role, details))
+
+
+def short_metrics(role: str, details: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics under short names, each of which occurs for one role only (columns of `dvc exp show`).
+
+    For the student: acr, smoothed_acc and cert_<radius>, the certified accuracy at the first four positive radii. For the
+    others: their ACR.
+    """
+    if role != "student":
+        return {f"{role}_acr": details["acr"]}
+    at = {float(key): share for key, share in details["certified_accuracy"].items() if float(key) > 0}
+    return {
+        "acr": details["acr"],
+        "smoothed_acc": details["smoothed_accuracy"],
+        **{f"cert_{radius:g}": at[radius] for radius in sorted(at)[:SHORT_RADII]},
+    }
 
 
 def compute_metrics(certificates: Certificates) -> dict[str, Any]:
@@ -53,7 +80,6 @@ def compute_metrics(certificates: Certificates) -> dict[str, Any]:
         "acr_is_lower_bound": settings["mode"] == "adaptive",
         "median_radius": float(np.median(certificates.right_radius)),
         "abstention_rate": abstained / max(estimated, 1),
-        "seconds_per_image": settings["seconds"] / images,
         "images": images,
         "subset": subset_rule(settings["stride"], settings["max_images"]),
         "forward_passes": settings["forward_passes"],

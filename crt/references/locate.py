@@ -93,23 +93,20 @@ def weights_of(place: Path) -> Path:
     return place / WEIGHTS if place.is_dir() else place
 
 
-def copy_pinned(text: str | None, root: Path, folder: Path, work: Path) -> None:
-    """Copy the model folder that a reference names to `folder`; None: `folder` says that no model is pinned.
+def copy_pinned(text: str, root: Path, folder: Path, work: Path) -> None:
+    """Copy the model folder that a reference names to `folder`.
 
     Raises:
         UserError: see `parse` and `locate`; or it is no model folder.
     """
-    source = None if text is None else locate(parse(text), root, work)
-    if source is not None and not source.is_dir():
+    source = locate(parse(text), root, work)
+    if not source.is_dir():
         raise UserError(
             f"model reference {text!r} is a file: name a model folder, with model.json and {WEIGHTS}"
         )
     with replacing(folder) as aside:
-        if source is None:
-            (aside / "model.json").write_text('{"pinned": false}\n', encoding="utf-8")
-        else:
-            for name in ("model.json", WEIGHTS):
-                shutil.copyfile(source / name, aside / name)
+        for name in ("model.json", WEIGHTS):
+            shutil.copyfile(source / name, aside / name)
     discard(work)
 
 

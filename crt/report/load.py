@@ -2,13 +2,15 @@
 
 import json
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crt.errors import UserError
 from crt.files import read_csv
+
+ORDER = ("teacher", "student", "baseline")
 
 Columns = dict[str, list[float]]
 
@@ -32,11 +34,12 @@ class Role:
     """Everything about one of teacher, student and baseline."""
 
     name: str
-    metrics: dict[str, Any]  # results/certify/<name>.json
+    metrics: dict[str, Any]  # results/certify/details/<name>.json
     settings: dict[str, Any]  # certificates/<name>.json
     model: dict[str, Any]  # models/<name>/model.json
     training: dict[str, Any]  # results/<name>.json; empty for the baseline
-    history: Columns  # results/<name>/training.tsv, one entry per epoch; empty for the baseline
+    times: dict[str, Any]  # times/<name>.json; empty for what was not trained here
+    history: Columns  # results/<name>/training.tsv, one entry per epoch; empty for what was not trained here
     curve: Columns
     ecdf: Columns
 
@@ -46,7 +49,7 @@ class Results:
     """Everything that the report shows."""
 
     roles: list[Role]  # teacher, student, and the baseline when one is pinned
-    gate: dict[str, Any]
+    gate: dict[str, Any]  # results/gate/details.json
     data: dict[str, dict[str, Any]]  # results/prepare/<drop>.json, in the order of arrival; the test set last
 
     def role(self, name: str) -> Role:
@@ -54,34 +57,30 @@ class Results:
         return next(role for role in self.roles if role.name == name)
 
 
-def load_results(root: Path, drops: Sequence[str]) -> Results:
-    """Read the results of a pipeline that ran under `root` on `drops`.
+def load_results(root: Path, drops: Sequence[str], roles: Iterable[str]) -> Results:
+    """Read the results of a pipeline that ran under `root` on `drops` and certified `roles`.
 
     Raises:
         UserError: a file is missing or damaged.
     """
-    roles = [
-        _role(root, name, trained=name != "baseline")
-        for name in ("teacher", "student", "baseline")
-        if _pinned(root, name)
-    ]
     prepared = root / "results/prepare"
     data = {name: read_json(prepared / f"{name}.json", PREPARED) for name in (*drops, "test")}
-    return Results(roles, read_json(root / "results/gate.json", GATE), data)
+    gate = read_json(root / "results/gate/details.json", GATE)
+    return Results([_role(root, name) for name in ORDER if name in set(roles)], gate, data)
 
 
-def _pinned(root: Path, name: str) -> bool:
-    return read_json(root / "results/certify" / f"{name}.json").get("pinned", True) is not False
-
-
-def _role(root: Path, name: str, trained: bool) -> Role:
+def _role(root: Path, name: str) -> Role:
     certify = root / "results/certify"
+    model = read_json(root / "models" / name / "model.json", MODEL)
+    has_facts = name != "baseline"
+    trained = has_facts and not model.get("source")
     return Role(
         name=name,
-        metrics=read_json(certify / f"{name}.json", METRICS),
+        metrics=read_json(certify / "details" / f"{name}.json", METRICS),
         settings=read_json(root / "certificates" / f"{name}.json", SETTINGS),
-        model=read_json(root / "models" / name / "model.json", MODEL),
-        training=read_json(root / "results" / f"{name}.json") if trained else {},
+        model=model,
+        training=read_json(root / "results" / f"{name}.json") if has_facts else {},
+        times=read_json(root / "times" / f"{name}.json") if trained else {},
         history=_columns(root / "results" / name / "training.tsv", "\t") if trained else {},
         curve=_columns(certify / "curves" / f"{name}.csv"),
         ecdf=_columns(certify / "ecdf" / f"{name}.csv"),

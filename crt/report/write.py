@@ -10,15 +10,15 @@ from crt.report import content, formats
 from crt.report.load import Results, load_results
 
 
-def write_report(root: Path, drops: Sequence[str], out: Path) -> None:
-    """Write the page and the model card of the pipeline that ran under `root` on `drops` to the folder `out`.
+def write_report(root: Path, drops: Sequence[str], roles: Sequence[str], out: Path) -> None:
+    """Write the page and the model card of the pipeline that ran under `root` on `drops`, for `roles`, to the folder `out`.
 
     The same results give the same bytes.
 
     Raises:
         UserError: a result is missing or damaged.
     """
-    results = load_results(root, drops)
+    results = load_results(root, drops, roles)
     write_text(out / "index.html", render(results, "page.html.j2"))
     write_text(out / "MODEL_CARD.md", render(results, "model_card.md.j2"))
 

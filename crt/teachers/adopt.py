@@ -29,7 +29,6 @@ from crt.training.batches import derive_seed, mean_and_std
 
 PROBE_IMAGES = 1000
 STATISTICS_IMAGES = 512
-LOG_HEADER = "epoch\tlr\tloss\timages_per_second\n"
 
 Model = tuple[BaseClassifier, ModelInfo]
 
@@ -43,10 +42,9 @@ def adopt(
     device: torch.device,
     *,
     folder: Path,
-    log: Path,
     results: Path,
 ) -> None:
-    """Fetch the teacher, check it on the prepared `drop`, and write the model `folder`, an empty log and the results.
+    """Fetch the teacher, check it on the prepared `drop`, and write the model `folder` and the results.
 
     root: the repository's, which `path:` references are relative to; work: holds downloads until they are used. Nothing is
     written unless all is well.
@@ -76,7 +74,6 @@ def adopt(
     facts["noisy_images"] = len(probe.labels)
     facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     save_model(folder, model, info)
-    write_text(log, LOG_HEADER)
     write_text(results, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     discard(work)
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from crt.bank import BankBatches
-from crt.config import Config, Method, Recipe, Student
+from crt.config import Config, MethodSettings, Recipe, Student
 from crt.data.store import Store, open_store
 from crt.errors import UserError
 from crt.files import write_text
@@ -42,6 +42,7 @@ class Files:
     model: Path
     log: Path
     results: Path
+    times: Path
     work: Path
 
 
@@ -49,7 +50,7 @@ def fit(
     name: str,
     config: Config,
     recipe: Recipe,
-    method: Method,
+    method: MethodSettings,
     drops: Sequence[Path],
     teacher: Path | None,
     files: Files,
@@ -78,9 +79,9 @@ def fit(
     first = stores[0]
     if not takes_teacher(method.name):
         teacher = None
-    fabric = start_fabric(config.runtime, recipe.bfloat16_on_cpu)
+    fabric = start_fabric(config.runtime, False)
     replay = banks is not None and method.name == "crt"
-    precision = precision_of(config.runtime, recipe.bfloat16_on_cpu, fabric.device)
+    precision = precision_of(config.runtime, False, fabric.device)
     teacher_model = None
     if teacher is not None:
         # A bank is in float32, and the teacher is there to check it.
@@ -154,8 +155,6 @@ def fit(
     save_model(files.model, model, info)
     results: dict[str, Any] = {
         **{part: value for part, value in progress.rows[-1].items() if part not in ("epoch", "lr")},
-        "images_per_second": batches.steps * batches.batch_size * recipe.epochs / progress.seconds,
-        "train_seconds": progress.seconds,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "epochs": recipe.epochs,
         "images": batches.count,
@@ -164,6 +163,13 @@ def fit(
         "bank_views": views,
         "precision": precision,
     }
+    seen = batches.steps * batches.batch_size * recipe.epochs
+    times = {
+        "seconds": progress.seconds,
+        "images_per_second": seen / progress.seconds,
+        "device": fabric.device.type,
+    }
+    write_text(files.times, json.dumps(times, indent=2) + "\n")
     write_text(files.results, json.dumps(results, indent=2) + "\n")
     shutil.rmtree(files.work, ignore_errors=True)
 

@@ -119,15 +119,13 @@ def train(
             lr = optimizer.param_groups[0]["lr"]
             table = fabric.all_gather(torch.stack(values)).flatten(0, -2).cpu()
             _check_finite(table[:, 0].view(-1, batches.steps), name, epoch, recipe.lr)
-            elapsed = time.monotonic() - start
-            seconds += elapsed
+            seconds += time.monotonic() - start
             means = table.double().nanmean(0).tolist()  # NaN: a batch in which a part is not defined
             rows.append(
                 {
                     "epoch": epoch + 1,
                     "lr": lr,
                     **dict(zip(["loss", *parts], means, strict=True)),
-                    "images_per_second": batches.steps * batches.batch_size / elapsed,
                 }
             )
             if rank == 0:

@@ -1,0 +1,28 @@
+"""Stage fetch_teacher: get the teacher that others trained, recognize it and check it on its drop."""
+
+from pathlib import Path
+
+from common import root, run, work_dir
+
+from crt.config import Config, FetchedTeacher
+from crt.devices import choose_device
+from crt.teachers.adopt import adopt
+
+
+def main(config: Config) -> None:
+    teacher = config.teacher
+    assert isinstance(teacher, FetchedTeacher), "the stage exists for fetched teachers only"
+    adopt(
+        teacher,
+        config,
+        Path("prepared/train") / teacher.drop,
+        root(),
+        work_dir("fetch", teacher.ref, teacher.refs, teacher.sha256),
+        choose_device(config.runtime.device),
+        folder=Path("models/teacher"),
+        results=Path("results/teacher.json"),
+    )
+
+
+if __name__ == "__main__":
+    run(main)
