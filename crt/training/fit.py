@@ -18,7 +18,6 @@ from crt.data.store import Store, open_store
 from crt.errors import UserError
 from crt.files import write_text
 from crt.inference.fold import fold_batchnorm
-from crt.inference.fusion import fuse_convolutions
 from crt.methods import build_method, needs_labels, takes_teacher
 from crt.models.build import BaseClassifier, build_model
 from crt.models.checkpoint import (
@@ -84,9 +83,7 @@ def fit(
     precision = precision_of(config.runtime, False, fabric.device)
     teacher_model = None
     if teacher is not None:
-        # A bank is in float32, and the teacher is there to check it.
-        dtype = torch.float32 if replay else getattr(torch, precision)
-        teacher_model = load_teacher(teacher, first, config.sigma, fabric.device, dtype)
+        teacher_model = load_teacher(teacher, first, config.sigma, fabric.device)
 
     settings = method.model_dump(exclude={"name"})
     train_method = build_method(method.name, settings, teacher_model)
@@ -228,10 +225,8 @@ def _shortened(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"epochs": recipe.init_epochs, "lr": recipe.init_lr, "warmup_epochs": 0})
 
 
-def load_teacher(
-    folder: Path, store: Store, sigma: float, device: torch.device, dtype: torch.dtype = torch.float32
-) -> nn.Module:
-    """The frozen teacher, made fast; it must have been made for these data and this noise. dtype: as in `frozen_teacher`."""
+def load_teacher(folder: Path, store: Store, sigma: float, device: torch.device) -> nn.Module:
+    """The frozen teacher, made fast; it must have been made for these data and this noise."""
     if not folder.is_dir():
         raise UserError(
             f"{folder} is missing: train the teacher first (`dvc repro teacher`) or `dvc pull` it"
@@ -244,15 +239,9 @@ def load_teacher(
         sigma,
         "choose another teacher or train one with `dvc repro teacher`",
     )
-    return frozen_teacher(model, torch.Size([store.channels, store.image_size, store.image_size]), dtype)
+    return frozen_teacher(model)
 
 
-def frozen_teacher(model: nn.Module, shape: torch.Size, dtype: torch.dtype) -> nn.Module:
-    """A copy of `model` that only infers, made fast: BatchNorm folded and, on a CPU, what follows a convolution within it.
-
-    shape: [C, H, W] of its images; dtype: what the convolutions compute in on a CPU (on other devices, autocast says).
-    """
-    folded = fold_batchnorm(model)
-    if next(folded.parameters()).device.type == "cpu":
-        folded = fuse_convolutions(folded, shape, dtype)
-    return folded.to(memory_format=torch.channels_last)
+def frozen_teacher(model: nn.Module) -> nn.Module:
+    """A copy of `model` that only infers, made fast: BatchNorm folded, channels-last in memory."""
+    return fold_batchnorm(model).to(memory_format=torch.channels_last)

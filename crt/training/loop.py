@@ -18,7 +18,6 @@ from crt.errors import UserError
 from crt.files import write_text
 from crt.methods.base import Batch, Method
 from crt.training.batches import Batches, derive_seed
-from crt.training.batchnorm import grouped_batch_norm
 from crt.training.resume import load_state, save_state
 
 CHECKPOINT_SECONDS = 20.0  # at most one checkpoint in so many seconds
@@ -79,18 +78,15 @@ def train(
     own = (rank,) if rank else ()  # one process draws what rank 0 draws
     saved = time.monotonic()
     wrapped.train()
-    with (
-        nullcontext() if compile_model else grouped_batch_norm(),
-        tqdm(
-            total=recipe.epochs * batches.steps,
-            initial=len(rows) * batches.steps,
-            desc=name,
-            unit="step",
-            file=sys.stderr,
-            mininterval=1.0,
-            disable=rank > 0,
-        ) as bar,
-    ):
+    with tqdm(
+        total=recipe.epochs * batches.steps,
+        initial=len(rows) * batches.steps,
+        desc=name,
+        unit="step",
+        file=sys.stderr,
+        mininterval=1.0,
+        disable=rank > 0,
+    ) as bar:
         for epoch in range(len(rows), recipe.epochs):
             start = time.monotonic()
             torch.manual_seed(derive_seed(seed, "network", epoch, *own))  # dropout, stochastic depth

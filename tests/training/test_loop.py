@@ -10,7 +10,6 @@ from crt.errors import UserError
 from crt.methods.base import Batch, Loss
 from crt.methods.crt import crt
 from crt.methods.gaussian import gaussian
-from crt.training import batchnorm
 from crt.training.loop import _optimizer, _scheduler
 
 
@@ -306,32 +305,3 @@ def test_sgd_is_without_nesterov_and_spares_biases_and_norms_the_decay():
 def test_all_parameters_are_updated_in_one_pass(name):
     groups = _optimizer(network(), recipe(optimizer=name)).param_groups
     assert [group["fused"] for group in groups] == [True] * len(groups)
-
-
-def test_batch_norms_of_few_channels_are_computed_in_groups_and_learn_the_same(tmp_path, monkeypatch):
-    def train_one(least: int) -> tuple[nn.Module, int]:
-        calls = 0
-        normalise = batchnorm._normalise
-
-        def counted(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            normalise(*args, **kwargs)
-
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(1, 20, 3, padding=1, bias=False), nn.BatchNorm2d(20), nn.ReLU(True),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 2)
-        )  # fmt: skip
-        with monkeypatch.context() as patch:
-            patch.setattr(batchnorm, "MIN_SIZE", least)
-            patch.setattr(batchnorm, "_normalise", counted)
-            run(tmp_path / f"work{least}", model, epochs=2)
-        return model, calls
-
-    (one, grouped), (other, never) = train_one(0), train_one(10**9)
-    assert grouped == 2 * 2 * batches().steps  # forward and backward of every step
-    assert never == 0
-    for name, value in other.state_dict().items():
-        torch.testing.assert_close(one.state_dict()[name], value, rtol=1e-3, atol=1e-5)
-    assert torch.nn.functional.batch_norm is batchnorm._torch_batch_norm
