@@ -1,19 +1,21 @@
 """Reading a certificates file: one row per test image, and the settings beside it."""
 
-import csv
 import json
+import warnings
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from crt.certification.table import COLUMNS
 from crt.errors import UserError
 
+# The header. It is stated here a second time, so that reading depends on nothing that certifies.
+COLUMNS = ("idx", "label", "predict", "radius", "correct", "time", "name", "n_a", "n", "p_lower", "status")
 STATUSES = ("certified", "abstained", "misclassified")
 SETTINGS = {
     "sigma": (int, float),
@@ -27,6 +29,10 @@ SETTINGS = {
     "seconds": (int, float),
     "forward_passes": (int,),
 }
+_WHOLE = ("idx", "label", "predict", "n_a", "n")
+_REAL = ("radius", "time", "p_lower")
+_OPTIONAL = ("radius", "p_lower")  # empty where a row claims nothing
+_LARGEST = 2**53  # whole numbers below it are exact in float64
 
 
 @dataclass(frozen=True)
@@ -83,16 +89,16 @@ def read_settings(tsv: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: run the certify stage again") from None
+        raise UserError(f"{path} is missing: certify the model again") from None
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): run the certify stage again") from None
+        raise UserError(f"{path} is not JSON ({error}): certify the model again") from None
     if not isinstance(settings, dict):
-        raise UserError(f"{path} holds no JSON object: run the certify stage again")
+        raise UserError(f"{path} holds no JSON object: certify the model again")
     return settings
 
 
 def read_certificates(tsv: Path) -> Certificates:
-    """Read and check a certificates file and the JSON beside it.
+    """Read and check a certificates file and the JSON beside it. Numbers keep their full precision.
 
     Raises:
         UserError: a file is missing or damaged; the sentence names the line.
@@ -101,26 +107,26 @@ def read_certificates(tsv: Path) -> Certificates:
     for key, types in SETTINGS.items():
         if not isinstance(settings.get(key), types) or isinstance(settings.get(key), bool):
             what = f"has no valid {key!r}" if key in settings else f"lacks {key!r}"
-            raise UserError(f"{tsv.with_suffix('.json')} {what}: run the certify stage again")
-    rows = _rows(tsv)
-    if not rows:
-        raise UserError(f"{tsv} holds no image: run the certify stage again")
-    rows.sort(key=lambda row: row[0])
-    idx, label, predict, radius, correct, seconds, name, n_a, n, p_lower, status = zip(*rows, strict=True)
+            raise UserError(f"{tsv.with_suffix('.json')} {what}: certify the model again")
+    cells = _cells(tsv)
+    numbers = _checked_numbers(tsv, cells)
+    order = numbers.idx.argsort()
+    cells, numbers = cells.iloc[order], numbers.iloc[order]
+    whole = numbers[[*_WHOLE]].astype(np.int64)
     certificates = Certificates(
         source=str(tsv),
         settings=settings,
-        idx=np.array(idx, dtype=np.int64),
-        label=np.array(label, dtype=np.int64),
-        predict=np.array(predict, dtype=np.int64),
-        radius=np.array(radius, dtype=np.float64),
-        correct=np.array(correct, dtype=np.bool_),
-        seconds=np.array(seconds, dtype=np.float64),
-        name=list(name),
-        n_a=np.array(n_a, dtype=np.int64),
-        n=np.array(n, dtype=np.int64),
-        p_lower=np.array(p_lower, dtype=np.float64),
-        status=np.array(status, dtype=np.str_),
+        idx=whole.idx.to_numpy(),
+        label=whole.label.to_numpy(),
+        predict=whole.predict.to_numpy(),
+        radius=numbers.radius.to_numpy(),
+        correct=(cells.correct == "1").to_numpy(),
+        seconds=numbers.time.to_numpy(),
+        name=cells["name"].tolist(),
+        n_a=whole.n_a.to_numpy(),
+        n=whole.n.to_numpy(),
+        p_lower=numbers.p_lower.to_numpy(),
+        status=cells.status.to_numpy(np.str_),
     )
     _check_radii(certificates)
     return certificates
@@ -138,70 +144,70 @@ def _check_radii(certificates: Certificates) -> None:
     if len(wrong):
         raise UserError(
             f"{certificates.source}: the radius of image {wrong[0]} is larger than its p_lower and sigma "
-            f"{certificates.settings['sigma']} allow: delete the file and run the certify stage again"
+            f"{certificates.settings['sigma']} allow: delete the file and certify the model again"
         )
 
 
-def _rows(tsv: Path) -> list[tuple[Any, ...]]:
-    """The parsed rows in file order."""
-    rows: list[tuple[Any, ...]] = []
-    seen: set[int] = set()
-    try:
-        with tsv.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file, dialect="excel-tab", strict=True)
-            if tuple(next(reader, ())) != COLUMNS:
-                raise UserError(
-                    f"{tsv}: line 1 is not the header {' '.join(COLUMNS)}: run the certify stage again"
-                )
-            for texts in reader:
-                try:
-                    row = _row(texts)
-                    if row[0] in seen:
-                        raise ValueError(f"image {row[0]} appears twice")
-                except ValueError as error:
-                    raise UserError(
-                        f"{tsv}: line {reader.line_num} is damaged ({error}): delete the file and run the certify stage again"
-                    ) from None
-                seen.add(row[0])
-                rows.append(row)
-    except FileNotFoundError:
-        raise UserError(f"{tsv} is missing: run the certify stage") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(
-            f"{tsv} is damaged ({error}): delete the file and run the certify stage again"
-        ) from None
-    return rows
-
-
-def _row(texts: list[str]) -> tuple[Any, ...]:
-    """Parse one row and check that its columns agree with each other.
+def _cells(tsv: Path) -> pd.DataFrame:
+    """The file's cells as text, one row per image, in the order of its lines.
 
     Raises:
-        ValueError: they do not.
+        UserError: it is missing, no table of these columns, or holds no row.
     """
-    if len(texts) != len(COLUMNS):
-        raise ValueError(f"{len(texts)} columns instead of {len(COLUMNS)}")
-    cell = dict(zip(COLUMNS, texts, strict=True))
-    idx, label, predict, n_a, n = (int(cell[column]) for column in ("idx", "label", "predict", "n_a", "n"))
-    radius, p_lower = (float(cell[column] or 0) for column in ("radius", "p_lower"))
-    seconds, status = float(cell["time"]), cell["status"]
-    if cell["correct"] not in ("0", "1"):
-        raise ValueError(f"correct is {cell['correct']!r}, neither 0 nor 1")
-    correct = cell["correct"] == "1"
-    if status not in STATUSES:
-        raise ValueError(f"status is {status!r}, none of {', '.join(STATUSES)}")
-    if idx < 0 or label < 0 or not 0 <= seconds < inf or not 0 <= n_a <= n or not 0 <= p_lower <= 1:
-        raise ValueError("a value is out of range")
-    if not 0 <= radius < inf:
-        raise ValueError(f"radius is {cell['radius']}")
-    if (predict == -1) != (status == "abstained") or predict < -1:
-        raise ValueError(f"predict is {predict} but status is {status}")
-    if correct != (status == "certified" and predict == label):
-        raise ValueError(
-            f"correct is {cell['correct']} but predict is {predict}, label {label}, status {status}"
-        )
-    if status == "certified" and not (cell["radius"] and p_lower >= 0.5):
-        raise ValueError("a certified image needs a radius and a p_lower of at least 1/2")
-    if status != "certified" and radius > 0:
-        raise ValueError(f"an image that is {status} has a radius")
-    return idx, label, predict, radius, correct, seconds, cell["name"], n_a, n, p_lower, status
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a first row with too many cells
+            cells = pd.read_csv(
+                tsv, sep="\t", dtype=str, na_filter=False, index_col=False, skip_blank_lines=False
+            )
+    except FileNotFoundError:
+        raise UserError(f"{tsv} is missing: certify the model") from None
+    except pd.errors.EmptyDataError:
+        cells = pd.DataFrame()
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{tsv} is damaged ({reason}): delete the file and certify the model again") from None
+    if tuple(cells.columns) != COLUMNS:
+        raise UserError(f"{tsv}: line 1 is not the header {' '.join(COLUMNS)}: certify the model again")
+    if cells.empty:
+        raise UserError(f"{tsv} holds no image: certify the model again")
+    return cells
+
+
+def _checked_numbers(tsv: Path, cells: pd.DataFrame) -> pd.DataFrame:
+    """The columns of numbers as float64, each row held to what its columns say of each other.
+
+    Raises:
+        UserError: names the first line that breaks a rule.
+    """
+    texts = cells[[*_WHOLE, *_REAL]].copy()
+    texts[[*_OPTIONAL]] = texts[[*_OPTIONAL]].replace("", "0")
+    v = texts.apply(pd.to_numeric, errors="coerce")  # what is no number is NaN, and NaN keeps no rule
+    certified, abstained = cells.status == "certified", cells.status == "abstained"
+    whole = ((v[[*_WHOLE]] % 1 == 0) & (v[[*_WHOLE]].abs() < _LARGEST)).all(axis=1)
+    in_range = (v[["idx", "label", "n_a"]] >= 0).all(axis=1) & (v.n_a <= v.n) & v.p_lower.between(0, 1)
+    rules = {
+        f"status is {{status!r}}, none of {', '.join(STATUSES)}": cells.status.isin(STATUSES),
+        "correct is {correct!r}, neither 0 nor 1": cells.correct.isin(["0", "1"]),
+        "not all whole numbers: idx {idx}, label {label}, predict {predict}, n_a {n_a}, n {n}": whole,
+        "a value is out of range": in_range & v.time.between(0, inf, inclusive="left"),
+        "radius is {radius}": v.radius.between(0, inf, inclusive="left"),
+        "image {idx} appears twice": ~v.idx.duplicated(),
+        "predict is {predict} but status is {status}": v.predict.ge(-1) & (v.predict.eq(-1) == abstained),
+        "correct is {correct} but predict is {predict}, label {label}, status {status}": (
+            (cells.correct == "1") == (certified & (v.predict == v.label))
+        ),
+        "a certified image needs a radius and a p_lower of at least 1/2": (
+            ~certified | ((cells.radius != "") & (v.p_lower >= 0.5))
+        ),
+        "an image that is {status} has a radius": certified | (v.radius == 0),
+    }
+    for fault, kept in rules.items():
+        if not kept.all():
+            row = int(kept.to_numpy().argmin())
+            reason = fault.format(**cells.iloc[row])[:200]
+            raise UserError(
+                f"{tsv}: line {row + 2} is damaged ({reason}): delete the file and certify the model again"
+            )
+    v[[*_REAL]] = texts[[*_REAL]].astype(np.float64)  # exact in every version of pandas
+    return v

@@ -1,14 +1,12 @@
 """Confidence statements about shares of test images."""
 
-from scipy.stats import beta, binom
+from scipy.stats import binom, binomtest
 
 
-def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Exact two-sided confidence interval of a binomial probability (Clopper and Pearson 1934)."""
-    tail = (1 - confidence) / 2
-    low = float(beta.ppf(tail, successes, trials - successes + 1)) if successes > 0 else 0.0
-    high = float(beta.ppf(1 - tail, successes + 1, trials - successes)) if successes < trials else 1.0
-    return low, high
+def exact_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Exact two-sided 95 % confidence interval of a binomial probability (Clopper and Pearson 1934)."""
+    low, high = binomtest(successes, trials).proportion_ci(0.95, "exact")
+    return float(low), float(high)
 
 
 def failures_subtracted(successes: int, trials: int, alpha: float, rho: float = 0.001) -> float:

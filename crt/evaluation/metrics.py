@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from crt.evaluation.certificates import Certificates, read_certificates
-from crt.evaluation.intervals import clopper_pearson, failures_subtracted
-from crt.files import write_csv, write_json
+from crt.evaluation.intervals import exact_interval, failures_subtracted
+from crt.files import write_json, write_text
 
-CURVE_HEADER = ("radius", "certified_accuracy")
-ECDF_HEADER = ("p_lower", "share")
+CURVE_HEADER = ["radius", "certified_accuracy"]
+ECDF_HEADER = ["p_lower", "share"]
 CURVE_STEPS = 200
 
 
@@ -39,8 +40,10 @@ def write_metrics(tsv: Path, role: str, files: MetricFiles) -> None:
     """
     certificates = read_certificates(tsv)
     details = compute_metrics(certificates)
-    write_csv(files.curve, CURVE_HEADER, curve_of(certificates))
-    write_csv(files.ecdf, ECDF_HEADER, ecdf_of(certificates))
+    curve = pd.DataFrame(curve_of(certificates), columns=CURVE_HEADER)
+    ecdf = pd.DataFrame(ecdf_of(certificates), columns=ECDF_HEADER)
+    for out, table in ((files.curve, curve), (files.ecdf, ecdf)):
+        write_text(out, table.to_csv(index=False, lineterminator="\n"))
     write_json(files.details, details)
     write_json(files.metrics, short_metrics(role, details))
 
@@ -87,8 +90,8 @@ def compute_metrics(certificates: Certificates) -> dict[str, Any]:
             key: failures_subtracted(count, images, settings["alpha"]) for key, count in right.items()
         },
         "interval": {
-            "smoothed_accuracy": clopper_pearson(smoothed, images),
-            "certified_accuracy": {key: clopper_pearson(count, images) for key, count in right.items()},
+            "smoothed_accuracy": exact_interval(smoothed, images),
+            "certified_accuracy": {key: exact_interval(count, images) for key, count in right.items()},
         },
     }
     if settings.get("warnings"):

@@ -1,5 +1,6 @@
 """Gathering what the report shows from the pipeline's result files."""
 
+import csv
 import json
 import math
 from collections.abc import Iterable, Sequence, Set
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from crt.errors import UserError
-from crt.files import read_csv
 
 ORDER = ("teacher", "student", "baseline")
 
@@ -109,11 +109,14 @@ def read_json(path: Path, keys: Set[str] = frozenset()) -> dict[str, Any]:
 def _columns(path: Path, delimiter: str = ",") -> Columns:
     """Columns of numbers; an empty cell is NaN."""
     try:
-        columns = read_csv(path, delimiter)
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file, delimiter=delimiter)
+        columns = zip(*rows, strict=True) if rows else [()] * len(header)
         return {
-            name: [float(cell) if cell else math.nan for cell in cells] for name, cells in columns.items()
+            name: [float(cell) if cell else math.nan for cell in cells]
+            for name, cells in zip(header, columns, strict=True)
         }
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run `dvc repro`") from None
-    except (ValueError, IndexError) as error:
+    except (ValueError, csv.Error) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and run `dvc repro`") from None
