@@ -1,7 +1,4 @@
-"""Public data sets, written in the layout of `data/`: classes.txt, train/<drop>/, test/.
-
-Nothing is unpickled: CIFAR-10's Python archive is read by `crt.datasets.cifar10`.
-"""
+"""Public data sets, written in the layout of `data/`: classes.txt, train/<drop>/, test/."""
 
 import gzip
 import hashlib
