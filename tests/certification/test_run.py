@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,8 @@ from torch import Tensor, nn
 
 from crt.certification.run import certify_store, to_unit
 from crt.certification.smoothing import SmoothedClassifier
-from crt.certification.table import write_unpinned
 from crt.errors import UserError
-from crt.evaluation.certificates import is_pinned, read_certificates
+from crt.evaluation.certificates import read_certificates
 
 TOY = Path(__file__).with_name("certification_toy.py")
 
@@ -336,17 +334,3 @@ def test_unlabelled_images_are_refused(tmp_path: Path) -> None:
     data.labels[5] = -1
     with pytest.raises(UserError, match="1 unlabelled images"):
         certify_store(ToyModel(), INFO, "m", data, SETTINGS, tmp_path / "c.tsv", tmp_path / "work")
-
-
-def test_no_baseline_is_a_header(tmp_path: Path) -> None:
-    write_unpinned(tmp_path / "baseline.tsv")
-    assert not is_pinned(tmp_path / "baseline.tsv")
-    header = certify(tmp_path).read_text(encoding="utf-8").splitlines()[:1]
-    assert (tmp_path / "baseline.tsv").read_text().splitlines() == header
-
-
-def test_the_unpinned_baseline_needs_no_torch() -> None:
-    code = "import sys, crt.certification.table, crt.processes; sys.exit('torch' in sys.modules)"
-    began = time.perf_counter()
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert time.perf_counter() - began < 5

@@ -98,10 +98,3 @@ def write_table(tsv: Path, rows: Sequence[Sequence[str]], **settings: Any) -> Pa
         writer.writerows([COLUMNS, *rows])
     tsv.with_suffix(".json").write_text(json.dumps(SETTINGS | settings))
     return tsv
-
-
-def write_unpinned(tsv: Path) -> Path:
-    """The baseline's files when no release is pinned."""
-    write_table(tsv, [])
-    tsv.with_suffix(".json").write_text('{"pinned": false}')
-    return tsv

@@ -9,7 +9,6 @@ from certificate_tables import (
     from_votes,
     misclassified,
     write_table,
-    write_unpinned,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +16,15 @@ from scipy.stats import binom, binomtest, norm
 
 from crt.evaluation.certificates import Certificates, read_certificates
 from crt.evaluation.intervals import exact_interval, failures_subtracted
-from crt.evaluation.metrics import compute_metrics, curve_of, ecdf_of, subset_rule, write_metrics
+from crt.evaluation.metrics import (
+    MetricFiles,
+    compute_metrics,
+    curve_of,
+    ecdf_of,
+    short_metrics,
+    subset_rule,
+    write_metrics,
+)
 
 
 def test_metrics_of_a_table_by_hand(tmp_path):
@@ -36,7 +43,6 @@ def test_metrics_of_a_table_by_hand(tmp_path):
     assert metrics["acr_is_lower_bound"] is False
     assert metrics["median_radius"] == 0.0
     assert metrics["abstention_rate"] == 1 / 4  # of the estimated images
-    assert metrics["seconds_per_image"] == 12.0 / 5
     assert metrics["forward_passes"] == 5000
     assert metrics["subset"] == "every test image"
     interval = binomtest(2, 5).proportion_ci(0.95, method="exact")
@@ -145,29 +151,33 @@ def test_the_ecdf_rises_to_one(digits):
 
 
 def test_written_files(tmp_path, digits):
-    outs = [tmp_path / name for name in ("deep/m.json", "c.csv", "e.csv")]
+    outs = [tmp_path / name for name in ("m.json", "deep/d.json", "c.csv", "e.csv")]
     tsv = tmp_path / "a.tsv"
     write_table(tsv, [certified(0, 0.25), misclassified(1)])
-    write_metrics(tsv, *outs)
-    metrics = json.loads(outs[0].read_text())
-    assert metrics["certified_accuracy"]["0.25"] == 0.5
-    assert metrics == json.loads(json.dumps(compute_metrics(read_certificates(tsv))))
-    header, *lines = outs[1].read_text().splitlines()
+    write_metrics(tsv, "student", MetricFiles(*outs))
+    metrics, details = (json.loads(out.read_text()) for out in outs[:2])
+    assert details["certified_accuracy"]["0.25"] == metrics["cert_0.25"] == 0.5
+    assert details == json.loads(json.dumps(compute_metrics(read_certificates(tsv))))
+    header, *lines = outs[2].read_text().splitlines()
     assert header == "radius,certified_accuracy"
     curve = [[float(cell) for cell in line.split(",")] for line in lines]
     assert np.array_equal(curve, curve_of(read_certificates(tsv)))
     first = [out.read_bytes() for out in outs]
-    write_metrics(tsv, *outs)
+    write_metrics(tsv, "student", MetricFiles(*outs))
     assert [out.read_bytes() for out in outs] == first
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_an_unpinned_baseline_has_headers_alone(tmp_path):
-    outs = [tmp_path / name for name in ("m.json", "c.csv", "e.csv")]
-    write_metrics(write_unpinned(tmp_path / "baseline.tsv"), *outs)
-    assert json.loads(outs[0].read_text()) == {"pinned": False}
-    assert outs[1].read_text() == "radius,certified_accuracy\n"
-    assert outs[2].read_text() == "p_lower,share\n"
+def test_metrics_are_few_and_each_name_is_of_one_role(tmp_path):
+    rows, radii = [certified(0, 0.25), misclassified(1)], [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
+    details = compute_metrics(read_certificates(write_table(tmp_path / "a.tsv", rows, radii=radii)))
+    short = {role: short_metrics(role, details) for role in ("student", "teacher", "baseline")}
+    assert list(short["student"]) == ["acr", "smoothed_acc", "cert_0.25", "cert_0.5", "cert_0.75", "cert_1"]
+    assert [list(short[role]) for role in ("teacher", "baseline")] == [["teacher_acr"], ["baseline_acr"]]
+    names = [name for metrics in short.values() for name in metrics]
+    assert len(set(names)) == len(names) <= 9  # and the gate's verdict
+    assert max(map(len, names)) <= 12
+    assert short["teacher"]["teacher_acr"] == short["student"]["acr"] == details["acr"]
 
 
 def test_settings_of_the_tests_are_what_the_formulas_above_assume():

@@ -310,5 +310,3 @@ class TestReferences:
             copy_pinned(f"path:released#sha256={SHA256}", tmp_path, tmp_path / "out", tmp_path / "work")
         with pytest.raises(UserError, match="is a file"):
             copy_pinned("path:released/other", tmp_path, tmp_path / "out", tmp_path / "work")
-        copy_pinned(None, tmp_path, tmp_path / "out", tmp_path / "work")
-        assert (tmp_path / "out/model.json").read_text() == '{"pinned": false}\n'

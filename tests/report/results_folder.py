@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from certificate_tables import from_votes, misclassified, write_table, write_unpinned
+from certificate_tables import from_votes, misclassified, write_table
 
-from crt.evaluation.certificates import is_pinned, read_certificates
+from crt.evaluation.certificates import read_certificates
 from crt.evaluation.gate import Margins, decide
-from crt.evaluation.metrics import write_metrics
+from crt.evaluation.metrics import MetricFiles, write_metrics
 from crt.files import write_json
 
 DROPS = ["2025-01", "2025-02", "2025-03"]
@@ -52,7 +52,7 @@ def model(arch: str, method: str, classes: Sequence[str], teacher: str | None = 
 def history(role: str, epochs: int = 40) -> str:
     noise = np.random.default_rng(len(role))
     parts = ["transfer", "agreement"] if role == "student" else ["xent", "consistency"]
-    lines = ["\t".join(["epoch", "lr", "loss", *parts, "noisy_accuracy", "images_per_second"])]
+    lines = ["\t".join(["epoch", "lr", "loss", *parts, "noisy_accuracy"])]
     for epoch in range(1, epochs + 1):
         progress = 1 - np.exp(-epoch / 8) + noise.normal(scale=0.01)
         values = [
@@ -62,10 +62,16 @@ def history(role: str, epochs: int = 40) -> str:
             2 - 1.5 * progress,
             0.1 + 0.8 * progress,
             0.1 + 0.8 * progress,
-            4000,
         ]
         lines.append("\t".join(map(str, values)))
     return "\n".join(lines) + "\n"
+
+
+def roles_of(baseline: float | None = 2.0) -> list[str]:
+    return ["teacher", "student"] + ["baseline"] * (baseline is not None)
+
+
+ROLES = roles_of()
 
 
 def make_results(
@@ -82,44 +88,40 @@ def make_results(
     certificates, results = root / "certificates", root / "results"
     write_table(certificates / "teacher.tsv", rows(2.3, images, 1), **settings)
     write_table(certificates / "student.tsv", rows(student, images, 2), **settings)
-    if baseline is None:
-        write_unpinned(certificates / "baseline.tsv")
-    else:
+    if baseline is not None:
         write_table(certificates / "baseline.tsv", rows(baseline, images, 3), **settings)
-    for role in ("teacher", "student", "baseline"):
-        write_metrics(
-            certificates / f"{role}.tsv",
-            results / "certify" / f"{role}.json",
-            results / "certify/curves" / f"{role}.csv",
-            results / "certify/ecdf" / f"{role}.csv",
+    roles = roles_of(baseline)
+    for role in roles:
+        out = results / "certify"
+        files = MetricFiles(
+            metrics=out / f"{role}.json",
+            details=out / "details" / f"{role}.json",
+            curve=out / "curves" / f"{role}.csv",
+            ecdf=out / "ecdf" / f"{role}.csv",
         )
-    tables = {
-        role: read_certificates(certificates / f"{role}.tsv")
-        if is_pinned(certificates / f"{role}.tsv")
-        else None
-        for role in ("student", "baseline", "teacher")
-    }
-    assert tables["student"] is not None
-    assert tables["teacher"] is not None
-    gate = decide(tables["student"], tables["baseline"], tables["teacher"], margins, 0.95)
-    write_json(results / "gate.json", gate)
+        write_metrics(certificates / f"{role}.tsv", role, files)
+    tables = {role: read_certificates(certificates / f"{role}.tsv") for role in roles}
+    gate = decide(tables["student"], tables.get("baseline"), tables["teacher"], margins, 0.95)
+    write_json(results / "gate/details.json", gate)
+    write_json(results / "gate.json", {"verdict": gate["verdict"]})
 
     models = {
         "teacher": model("cifar_resnet20", "consistency", classes),
         "student": model("resnet18", "crt", classes, teacher="t" * 64),
-        "baseline": model("resnet18", "crt", classes) if baseline is not None else {"pinned": False},
+        "baseline": model("resnet18", "crt", classes),
     }
-    for role, info in models.items():
-        write_json(root / "models" / role / "model.json", info)
+    for role in roles:
+        write_json(root / "models" / role / "model.json", models[role])
     for role, parameters in (("teacher", 271_000), ("student", 11_170_000)):
         training = {
             "noisy_accuracy": 0.9,
-            "train_seconds": 83.2,
-            "images_per_second": 4012.3,
             "parameters": parameters,
             "epochs": 40,
         }
         write_json(results / f"{role}.json", training)
+        write_json(
+            root / "times" / f"{role}.json", {"seconds": 83.2, "images_per_second": 4012.3, "device": "cpu"}
+        )
         (results / role).mkdir()
         (results / role / "training.tsv").write_text(history(role))
     for place, drop in enumerate([*DROPS, "test"]):

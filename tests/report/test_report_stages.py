@@ -20,13 +20,18 @@ def test_gate_and_report_stages(tmp_path):
     make_results(tmp_path)
     text = (ROOT / "params.yaml").read_text()
     assert all(drop in text for drop in DROPS)
+    text = text.replace("against: teacher", "against: baseline").replace(
+        "  student: {}\n", "  student: {}\n  baseline: {}\n"
+    )
+    text = text.replace("pinned: {}", "pinned:\n  baseline:\n    ref: registry:student@v1.0.0")
     (tmp_path / "params.yaml").write_text(text)
-    expected = (tmp_path / "results/gate.json").read_bytes()
-    (tmp_path / "results/gate.json").unlink()
+    details = tmp_path / "results/gate/details.json"
+    expected = details.read_bytes()
+    details.unlink()
 
     gate = run_stage("gate", tmp_path)
     assert gate.returncode == 0, gate.stderr
-    assert (tmp_path / "results/gate.json").read_bytes() == expected
+    assert details.read_bytes() == expected
     assert json.loads(expected)["sentences"][0] in gate.stdout
 
     report = run_stage("report", tmp_path)
@@ -38,6 +43,6 @@ def test_gate_and_report_stages(tmp_path):
     assert failed.returncode == 1
     assert failed.stderr.count("\n") == 1
     assert "certificates/student.tsv: line 1 is not the header" in failed.stderr
-    assert (tmp_path / "results/gate.json").read_bytes() == expected
+    assert details.read_bytes() == expected
     shutil.rmtree(tmp_path / "certificates")
     assert "is missing" in run_stage("gate", tmp_path).stderr

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from results_folder import DROPS, make_results
+from results_folder import DROPS, ROLES, make_results
 
 from crt.commands.show import show, table
 from crt.errors import UserError
@@ -22,11 +22,11 @@ def cells(lines: list[str]) -> dict[str, list[str]]:
 
 def test_numbers_stand_under_their_role(tmp_path):
     root = make_results(tmp_path / "root", mode="exact")
-    lines = table(load_results(root, DROPS))
+    lines = table(load_results(root, DROPS, ROLES))
     assert lines[0].split() == ["teacher", "student", "baseline"]
     found = cells(lines)
     for place, role in enumerate(("teacher", "student", "baseline")):
-        metrics = json.loads((root / f"results/certify/{role}.json").read_text())
+        metrics = json.loads((root / f"results/certify/details/{role}.json").read_text())
         assert found["ACR"][place] == f"{metrics['acr']:.3f}"
         for radius, share in metrics["certified_accuracy"].items():
             assert found[f"certified accuracy at {radius}"][place] == f"{100 * share:.1f} %"
@@ -34,7 +34,7 @@ def test_numbers_stand_under_their_role(tmp_path):
 
 
 def test_an_adaptive_acr_is_called_a_bound(tmp_path):
-    lines = table(load_results(make_results(tmp_path / "root", mode="adaptive"), DROPS))
+    lines = table(load_results(make_results(tmp_path / "root", mode="adaptive"), DROPS, ROLES))
     assert "ACR (at least)" in cells(lines)
 
 
