@@ -34,7 +34,6 @@ from tqdm import tqdm
 from crt.certification import bounds
 from crt.certification.noise import image_key
 from crt.certification.procedures import Draws, Procedure, Stage, estimate_adaptive, top_class
-from crt.certification.run import to_unit
 from crt.certification.smoothing import SmoothedClassifier
 from crt.certification.votes import (
     DTYPES,
@@ -49,6 +48,7 @@ from crt.data.store import Store, open_store
 from crt.inference.fold import fold_batchnorm
 from crt.models.build import build_model
 from crt.models.checkpoint import load_model, model_fingerprint
+from crt.spec import ImageSpec, to_unit
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGMA = 0.25
@@ -89,7 +89,11 @@ def speed(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     torch.manual_seed(0)
     size = (3, args.size, args.size)
-    model = build_model(args.arch, {}, 10, *size[:2], [0.5] * 3, [0.25] * 3).to(device).eval()
+    model = (
+        build_model(args.arch, ImageSpec.numbered(10, args.size, 3), None, [0.5] * 3, [0.25] * 3)
+        .to(device)
+        .eval()
+    )
     image = torch.rand(size, device=device)
     with FlopCounterMode(display=False) as counter:
         model(image[None])

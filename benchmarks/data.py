@@ -23,8 +23,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from crt.data.store import open_store
-from crt.drops.images import ImageFormat
 from crt.drops.prepare import prepare_drop
+from crt.spec import ImageSpec
 from crt.training.batches import Batches
 
 CLASSES = 100
@@ -83,14 +83,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".work/data"))
     args = parser.parse_args()
     drops = {"first": range(args.images), "second": range(args.images, args.images + args.second)}
-    fmt = ImageFormat(3, args.size, "crop")
+    spec = ImageSpec.numbered(CLASSES, args.size, 3, "crop")
     rows = []
     for name, numbers in drops.items():
         raw, out = args.work / "raw" / name, args.work / "prepared" / name
         write_drop(raw, numbers, args.size)
         shutil.rmtree(out, ignore_errors=True)
         start = time.perf_counter()
-        prepare_drop(raw, out, classes=[f"class{k:03d}" for k in range(CLASSES)], fmt=fmt)
+        prepare_drop(raw, out, spec=spec)
         seconds = time.perf_counter() - start
         rows.append(
             f"| {name} | {len(numbers):,} | {gigabytes(raw):.2f} | {seconds:,.0f} | {len(numbers) / seconds:,.0f} | "

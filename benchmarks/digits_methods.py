@@ -21,9 +21,9 @@ from certified import certified_metrics
 from crt.commands.compose import composed
 from crt.config import Config
 from crt.data.store import open_store, read_hashes
-from crt.drops.images import ImageFormat
 from crt.drops.layout import read_classes
 from crt.drops.prepare import prepare_drop
+from crt.spec import ImageSpec
 from crt.training.fit import Files, fit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,14 +65,13 @@ class Outcome:
 
 def prepare(config: Config, folder: Path) -> tuple[list[Path], Path]:
     """Prepared drops and test set in `folder`, as the pipeline prepares them."""
-    classes = read_classes(ROOT / "data", config.data.num_classes)
-    fmt = ImageFormat(config.data.channels, config.data.image_size, config.data.resize)
-    prepare_drop(ROOT / "data" / "test", folder / "test", classes=classes, fmt=fmt, need_labels=True)
+    data = config.data
+    classes = tuple(read_classes(ROOT / "data", data.num_classes))
+    spec = ImageSpec(classes, data.image_size, data.channels, data.resize)
+    prepare_drop(ROOT / "data" / "test", folder / "test", spec=spec, need_labels=True)
     hashes = read_hashes(folder / "test" / "index.parquet")
     for drop in config.data.drops:
-        prepare_drop(
-            ROOT / "data" / "train" / drop, folder / drop, classes=classes, fmt=fmt, test_hashes=hashes
-        )
+        prepare_drop(ROOT / "data" / "train" / drop, folder / drop, spec=spec, test_hashes=hashes)
     return [folder / drop for drop in config.data.drops], folder / "test"
 
 

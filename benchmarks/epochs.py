@@ -117,9 +117,8 @@ def learn(row: Row, drops: list[Path], banks: list[Path], teacher: Path, folder:
     fabric = start_fabric(config.runtime, recipe.bfloat16_on_cpu)
     frozen = load_teacher(teacher, stores[0], config.sigma, fabric.device)
     info, (mean, std) = load_info(teacher), mean_and_std(stores)
-    size, channels = stores[0].image_size, stores[0].channels
     torch.manual_seed(derive_seed(config.seed, "weights"))
-    model = build_model(recipe.arch, recipe.arch_args, len(info.classes), channels, size, mean, std)
+    model = build_model(recipe.arch, stores[0].spec, recipe.arch_args, mean, std)
     loading = {**config.data.augment.model_dump(), "seed": config.seed, "device": fabric.device}
     method: Method = crt(teacher=frozen, alpha=1.0)
     batches: Batches

@@ -22,6 +22,7 @@ from crt.commands.compose import composed
 from crt.methods import build_method
 from crt.methods.base import Batch
 from crt.models.build import build_model
+from crt.spec import ImageSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 NOISY_IMAGES = 128
@@ -59,7 +60,7 @@ def stepper(name: str, settings: dict[str, Any], arch: str, device: torch.device
     torch.manual_seed(0)
 
     def network() -> torch.nn.Module:
-        return build_model(arch, {}, 10, 3, 32, [0.5] * 3, [0.25] * 3).to(device)
+        return build_model(arch, ImageSpec.numbered(10, 32, 3), None, [0.5] * 3, [0.25] * 3).to(device)
 
     model, size = network().train(), NOISY_IMAGES // settings.get("num_noise", 1)
     method = build_method(name, settings, network() if name == "crt" else None)

@@ -22,6 +22,7 @@ from crt.inference.fold import fold_batchnorm
 from crt.methods.base import Batch
 from crt.methods.crt import crt
 from crt.models.build import build_model
+from crt.spec import ImageSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 # Side, channels, batch, rounds.
@@ -33,7 +34,9 @@ def step_of(arch: str, arch_args: dict, size: int, channels: int, batch: int) ->
 
     def network(name: str, args: dict) -> torch.nn.Module:
         torch.manual_seed(0)
-        model = build_model(name, args, 10, channels, size, [0.5] * channels, [0.25] * channels)
+        model = build_model(
+            name, ImageSpec.numbered(10, size, channels), args, [0.5] * channels, [0.25] * channels
+        )
         return model.to(memory_format=torch.channels_last)
 
     model = network(arch, arch_args).train()

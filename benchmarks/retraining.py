@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,6 @@ from certified import certified_metrics
 from crt.commands.compose import composed
 from crt.config import Config
 from crt.data.store import Store, open_store
-from crt.drops.images import ImageFormat
 from crt.drops.prepare import prepare_drop
 from crt.files import write_text
 from crt.models.checkpoint import load_info
@@ -100,9 +99,7 @@ def make_drops(sources: list[Store], per_drop: int, folder: Path) -> list[Path]:
             images=np.concatenate([s.images[p] for s, p in zip(sources, parts, strict=True)]),
             labels=np.concatenate([s.labels[p] for s, p in zip(sources, parts, strict=True)]),
         )
-        first = sources[0]
-        fmt = ImageFormat(first.channels, first.image_size, "none")
-        prepare_drop(raw, path, classes=first.classes, fmt=fmt)
+        prepare_drop(raw, path, spec=replace(sources[0].spec, resize="none"))
     return paths
 
 

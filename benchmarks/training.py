@@ -40,6 +40,7 @@ from crt.devices import has_bfloat16_units
 from crt.memory import keep_freed_memory
 from crt.methods.crt import crt
 from crt.models.build import build_model
+from crt.spec import ImageSpec
 from crt.training.batches import Batches
 from crt.training.fit import frozen_teacher
 from crt.training.loop import train
@@ -53,7 +54,7 @@ CPU_WORKERS = 2  # of the yardstick's DataLoader
 
 def network(arch: str) -> nn.Module:
     torch.manual_seed(0)
-    return build_model(arch, {}, 10, 3, SIZE, [0.5] * 3, [0.25] * 3)
+    return build_model(arch, ImageSpec.numbered(10, SIZE, 3), None, [0.5] * 3, [0.25] * 3)
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
@@ -143,9 +144,7 @@ def ours(
         network(teacher_arch).to(fabric.device), torch.Size([3, SIZE, SIZE]), getattr(torch, precision)
     )
     count = batch * steps
-    store = Store(
-        Path("made up"), images[:count], labels[:count], [str(k) for k in range(10)], "0" * 64, SIZE, 3
-    )
+    store = Store(Path("made up"), images[:count], labels[:count], ImageSpec.numbered(10, SIZE, 3), "0" * 64)
     loading: dict[str, Any] = {"crop_padding": 4, "flip": True, "seed": 0, "device": fabric.device}
     batches = Batches([store], batch, **loading)
     if bank is not None:

@@ -94,7 +94,7 @@ def write_bank(
             if path.is_file():
                 continue
             chunks = chunks_of(store, view, config.seed, settings)
-            logits = np.empty((len(store), len(store.classes)), np.float32)
+            logits = np.empty((len(store), len(store.spec.classes)), np.float32)
             for start in range(0, len(chunks), AT_ONCE):
                 now = chunks[start : start + AT_ONCE]
                 images = [

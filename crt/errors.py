@@ -14,16 +14,24 @@ class WrongTypeError(UserError, TypeError):
     """An argument of the wrong type, such as a list where a tensor belongs."""
 
 
-class MissingFileError(UserError):
-    """A file or folder that is needed is not there.
+class FileError(UserError):
+    """A model folder, prepared drop or results file that cannot be used.
 
     Attributes:
-        path: What is missing. A caller that knows how it is made can say so.
+        path: The file or folder. A caller that knows how it is made can name that remedy.
     """
 
     def __init__(self, message: str, path: Path) -> None:
         super().__init__(message)
         self.path = path
 
-    def __reduce__(self) -> tuple[type["MissingFileError"], tuple[str, Path]]:
+    def __reduce__(self) -> tuple[type["FileError"], tuple[str, Path]]:
         return type(self), (str(self), self.path)
+
+
+class MissingFileError(FileError):
+    """It is not there."""
+
+
+class DamagedFileError(FileError):
+    """It is there, but its content is not what it should be, or of another version."""

@@ -8,10 +8,10 @@ from common import run
 
 from crt.config import Config
 from crt.data.store import read_hashes
-from crt.drops.images import ImageFormat
 from crt.drops.layout import check_data_dir, read_classes
 from crt.drops.prepare import prepare_drop
 from crt.files import write_text
+from crt.spec import ImageSpec
 
 DATA, PREPARED, RESULTS = Path("data"), Path("prepared"), Path("results/prepare")
 
@@ -26,8 +26,9 @@ def main(config: Config) -> None:
     summary = prepare_drop(
         DATA / part,
         PREPARED / part,
-        classes=read_classes(DATA, data.num_classes),
-        fmt=ImageFormat(data.channels, data.image_size, data.resize),
+        spec=ImageSpec(
+            tuple(read_classes(DATA, data.num_classes)), data.image_size, data.channels, data.resize
+        ),
         skip_unreadable=data.skip_unreadable,
         test_hashes=None if is_test else read_hashes(PREPARED / "test/index.parquet"),
         workers=config.runtime.workers,

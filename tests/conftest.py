@@ -1,6 +1,15 @@
 """The order and the marks of the whole suite."""
 
+import os
+from pathlib import Path
+
 import pytest
+
+# Programs that tests start find the factories too.
+_FACTORIES = str(Path(__file__).parent / "factories")
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [_FACTORIES, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+).rstrip(os.pathsep)
 
 
 @pytest.hookimpl(tryfirst=True)

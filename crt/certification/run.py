@@ -5,13 +5,12 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 import crt
@@ -25,6 +24,7 @@ from crt.devices import choose_device
 from crt.errors import UserError
 from crt.models.checkpoint import ModelInfo
 from crt.processes import finished_together, rank, world_size
+from crt.spec import check_fits, to_unit
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def certify_store(
         "device": device_name(device),
         "model_fingerprint": model_fingerprint,
         "data_fingerprint": store.fingerprint,
-        "versions": {"crt": version("crt"), "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"crt": crt.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     journal = Journal(work_dir, facts | {"code": _code_fingerprint()}, rank())
     images = range(len(store))[:: settings.stride][: settings.max_images]
@@ -105,16 +105,7 @@ def _check(info: ModelInfo, store: Store, settings: Settings) -> list[str]:
     Raises:
         UserError: model, data and settings do not fit together.
     """
-    if list(info.classes) != list(store.classes):
-        raise UserError(
-            f"the model knows {len(info.classes)} classes ({', '.join(info.classes[:3])}, ...), "
-            f"{store.path} has {len(store.classes)} ({', '.join(store.classes[:3])}, ...): certify a model of this data set"
-        )
-    if (info.image_size, info.channels) != (store.image_size, store.channels):
-        raise UserError(
-            f"the model takes {info.channels}x{info.image_size}x{info.image_size} images, {store.path} has "
-            f"{store.channels}x{store.image_size}x{store.image_size}: certify a model of this data set"
-        )
+    check_fits("the model", info.spec, str(store.path), store.spec, "certify a model of this data set")
     unlabelled = int((store.labels[:: settings.stride][: settings.max_images] < 0).sum())
     if unlabelled:
         raise UserError(f"{store.path} has {unlabelled} unlabelled images: certify on labelled ones only")
@@ -151,11 +142,6 @@ def _certify(
     )
     for place, certificate, seconds in smoothed.certify_each(images):
         yield Row(idxs[place], certificate, seconds)
-
-
-def to_unit(pixels: np.ndarray) -> Tensor:
-    """uint8 [H, W, C] -> float32 [C, H, W] in [0,1]."""
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
 
 
 def _show(

@@ -10,6 +10,7 @@ from crt.data.store import Store, open_store, read_hashes
 from crt.datasets.drift import SIZE, Finding, Sample, class_drift, pixel_drift, value_drift
 from crt.drops.prepare import Row
 from crt.errors import UserError
+from crt.spec import to_unit
 
 
 class Arrived:
@@ -99,7 +100,7 @@ def _confidence(folder: Path, images: np.ndarray) -> np.ndarray:
     model, _ = load_model(folder)
     with torch.inference_mode():
         parts = [
-            model(torch.from_numpy(part).permute(0, 3, 1, 2).float().div(255)).softmax(1).amax(1)
+            model(to_unit(part)).softmax(1).amax(1)
             for part in np.array_split(images, max(1, len(images) // 100))
         ]
     return torch.cat(parts).numpy()

@@ -24,11 +24,11 @@ from crt.commands.dataset import (
 from crt.commands.pin import pin_newest
 from crt.config import Data
 from crt.datasets.archives import is_archive, unpack
-from crt.drops.images import ImageFormat
 from crt.drops.layout import first_ten, read_classes, walk_files
 from crt.drops.prepare import Row, check_drop, raw_hashes
 from crt.errors import UserError
 from crt.files import replacing, same_tree
+from crt.spec import ImageSpec
 
 
 def ingest(source: Path, drop: str, root: Path = Path()) -> None:
@@ -153,15 +153,12 @@ def _check(
     look: Callable[[Row], None],
 ) -> dict[str, Any]:
     """The checks of the prepare stage, on the copy; errors name the source, which is what the user knows."""
-    fmt = ImageFormat(data.channels, data.image_size, data.resize)
-    tested = raw_hashes(
-        root / "data" / "test", classes=classes, fmt=fmt, skip_unreadable=data.skip_unreadable
-    )
+    spec = ImageSpec(tuple(classes), data.image_size, data.channels, data.resize)
+    tested = raw_hashes(root / "data" / "test", spec=spec, skip_unreadable=data.skip_unreadable)
     try:
         return check_drop(
             folder,
-            classes=classes,
-            fmt=fmt,
+            spec=spec,
             skip_unreadable=data.skip_unreadable,
             test_hashes=tested,
             look=look,

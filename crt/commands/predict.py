@@ -5,14 +5,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from crt.certification.certificate import Certificate
-from crt.certification.run import to_unit
 from crt.certification.smoothing import SmoothedClassifier
 from crt.certification.votes import Precision
 from crt.devices import choose_device
-from crt.drops.images import ImageFormat, decode_image
+from crt.drops.images import decode_image
 from crt.drops.layout import first_ten
 from crt.errors import UserError
 from crt.models.checkpoint import load_model
+from crt.spec import to_unit
 
 
 def predict(
@@ -53,18 +53,18 @@ def predict(
         precision=precision,
         compile=compile,
     )
-    form = ImageFormat(info.channels, info.image_size, info.resize)
-    pixels = [to_unit(decode_image(path, form)) for path in images]  # all, before the first is certified
+    classes = info.spec.classes
+    pixels = [to_unit(decode_image(path, info.spec)) for path in images]  # all, before the first is certified
     certificates = in_turn(
         (number, certificate)
         for number, certificate, _ in smoothed.certify_each((image, None) for image in pixels)
     )
     width = max([len("image"), *(len(str(path)) for path in images)])
-    names = max([len("(abstains)"), *(len(name) for name in info.classes)])
+    names = max([len("(abstains)"), *(len(name) for name in classes)])
     if not json_lines:
         print(f"{'image':{width}}  {'class':{names}}  radius (l2, sigma {info.sigma:g}, alpha {alpha:g})")
     for path, certificate in zip(images, certificates, strict=True):
-        name = info.classes[certificate.predict] if certificate.status == "certified" else None
+        name = classes[certificate.predict] if certificate.status == "certified" else None
         if json_lines:
             line = json.dumps(as_json(path, name, certificate, info.sigma, alpha), ensure_ascii=False)
         else:

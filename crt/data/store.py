@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from crt.errors import UserError
+from crt.errors import DamagedFileError, MissingFileError
+from crt.spec import ImageSpec
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Shards:
@@ -70,10 +71,8 @@ class Store:
     path: Path
     images: Images
     labels: np.ndarray
-    classes: list[str]
+    spec: ImageSpec
     fingerprint: str
-    image_size: int
-    channels: int
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,9 +90,9 @@ def open_store(path: Path) -> Store:
     """Open a prepared drop.
 
     Raises:
-        UserError: it is missing, incomplete, or of another format.
+        MissingFileError: The folder or one of its files is not there.
+        DamagedFileError: It is incomplete, contradicts itself, or another version prepared it.
     """
-    remedy = "run `dvc repro` (or `dvc pull`) to get it"
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
         shards = [
@@ -102,46 +101,49 @@ def open_store(path: Path) -> Store:
         ]
         labels = np.load(path / "labels.npy", allow_pickle=False)
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing: {remedy}") from None
+        raise MissingFileError(f"{error.filename} is missing: prepare the drop again", path) from None
     except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged ({error}): {remedy}") from None
+        raise _damaged(path, str(error)) from None
     if meta.get("format") != FORMAT:
-        raise UserError(
-            f"{path} has format {meta.get('format')}, this version reads {FORMAT}: run `dvc repro` to rewrite it"
+        raise DamagedFileError(
+            f"{path} has format {meta.get('format')}, this version reads {FORMAT}: prepare the drop again",
+            path,
         )
-    shape = (meta["count"], meta["image_size"], meta["image_size"], meta["channels"])
+    spec = ImageSpec(meta["classes"], meta["image_size"], meta["channels"], meta["resize"])
+    shape = (meta["count"], spec.size, spec.size, spec.channels)
     sound = all(shard.shape[1:] == shape[1:] and shard.dtype == np.uint8 for shard in shards)
     images = shards[0] if len(shards) == 1 else Shards(shards)
     if not sound or images.shape != shape or labels.shape != shape[:1]:
-        raise UserError(
-            f"{path} is damaged (its arrays do not have the {shape[0]} images of meta.json): {remedy}"
-        )
-    if len(labels) and not -1 <= labels.min() <= labels.max() < len(meta["classes"]):
-        raise UserError(f"{path} is damaged (it has labels of no class): {remedy}")
+        raise _damaged(path, f"its arrays do not have the {shape[0]} images of meta.json")
+    if len(labels) and not -1 <= labels.min() <= labels.max() < len(spec.classes):
+        raise _damaged(path, "it has labels of no class")
     return Store(
         path=path,
         images=images,
         labels=labels,
-        classes=meta["classes"],
+        spec=spec,
         fingerprint=meta["fingerprint"],
-        image_size=meta["image_size"],
-        channels=meta["channels"],
     )
+
+
+def _damaged(path: Path, why: str) -> DamagedFileError:
+    return DamagedFileError(f"{path} is damaged ({why}): prepare the drop again", path)
 
 
 def read_hashes(index: Path) -> dict[str, str]:
     """Pixel hash (SHA-256 over shape and pixels) -> name, of the images in a prepared drop's index.parquet.
 
     Raises:
-        UserError: the file is missing or damaged.
+        MissingFileError: There is no such file.
+        DamagedFileError: It is no index.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(index, columns=["sha256", "name"])
-    except (FileNotFoundError, pa.ArrowException) as error:
-        raise UserError(
-            f"{index} cannot be read ({error}): run `dvc repro prepare_test` to write it"
-        ) from None
+    except FileNotFoundError:
+        raise MissingFileError(f"{index} is missing: prepare the drop again", index.parent) from None
+    except pa.ArrowException as error:
+        raise _damaged(index, str(error)) from None
     return dict(zip(table["sha256"].to_pylist(), table["name"].to_pylist(), strict=True))

@@ -9,7 +9,6 @@ from pathlib import Path
 from crt.datasets.sources import TEST_SHARE, DataSet, write_classes
 from crt.drops.images import (
     ImageError,
-    ImageFormat,
     UnreadableImageError,
     decode_image,
     pixel_hash,
@@ -18,6 +17,7 @@ from crt.drops.images import (
 from crt.drops.layout import Drop, ImageFile, first_ten, read_drop
 from crt.drops.parallel import map_chunks
 from crt.errors import UserError
+from crt.spec import ImageSpec
 
 _LARGEST = 224  # pixels; images of mixed sizes are scaled to no more than this unless told
 
@@ -40,7 +40,7 @@ def write_folder(
     Args:
         image_size: what images are to be scaled to; None: their common size, otherwise the middle one of their
             shorter sides, at most 224.
-        resize: how, see `ImageFormat`.
+        resize: how, see `crt.spec.ImageSpec`.
         skip_unreadable: leave unreadable files out instead of failing.
 
     Raises:
@@ -49,8 +49,8 @@ def write_folder(
     drops, test, classes = _find_parts(folder)
     files = [file for drop in drops.values() for file in drop.files] + (test.files if test else [])
     headers = [found for found in map_chunks(_read_headers, files, 256, workers) if found]
-    fmt = _common_format(headers, image_size, resize)
-    hashes, skipped = _hash_all(folder, files, fmt, skip_unreadable, workers)
+    spec = _common_spec(classes, headers, image_size, resize)
+    hashes, skipped = _hash_all(folder, files, spec, skip_unreadable, workers)
     chosen = {drop: [file for file in part.files if file.path in hashes] for drop, part in drops.items()}
     if test:
         test_files = [file for file in test.files if file.path in hashes]
@@ -64,16 +64,16 @@ def write_folder(
         _copy([file for file in train_files if hashes[file.path] not in in_test], out / "train" / drop)
         left_out += [f"{drop}/{file.name}" for file in train_files if hashes[file.path] in in_test]
     write_classes(out, classes)
-    return DataSet(name, classes, fmt.channels, fmt.image_size, list(chosen), left_out, skipped)
+    return DataSet(name, classes, spec.channels, spec.size, list(chosen), left_out, skipped)
 
 
 def _hash_all(
-    folder: Path, files: list[ImageFile], fmt: ImageFormat, skip_unreadable: bool, workers: int
+    folder: Path, files: list[ImageFile], spec: ImageSpec, skip_unreadable: bool, workers: int
 ) -> tuple[dict[Path, str], list[str]]:
     """The pixel hash of every image, and what was skipped."""
     hashes: dict[Path, str] = {}
     problems, skipped = [], []
-    found = map_chunks(partial(_read_hashes, fmt=fmt), files, 64, workers)
+    found = map_chunks(partial(_read_hashes, spec=spec), files, 64, workers)
     for file, item in zip(files, found, strict=True):
         if isinstance(item, str):
             hashes[file.path] = item
@@ -150,22 +150,25 @@ def _read_headers(files: list[ImageFile]) -> list[tuple[str, tuple[int, int]] | 
     return headers
 
 
-def _common_format(
-    headers: Sequence[tuple[str, tuple[int, int]]], image_size: int | None, resize: str
-) -> ImageFormat:
+def _common_spec(
+    classes: Sequence[str],
+    headers: Sequence[tuple[str, tuple[int, int]]],
+    image_size: int | None,
+    resize: str,
+) -> ImageSpec:
     channels = 1 if all(mode in ("L", "1") for mode, _ in headers) else 3
     if image_size is None:
         sizes = {side for _, size in headers for side in size}
         shorter = sorted(min(size) for _, size in headers) or [_LARGEST]
         image_size = sizes.pop() if len(sizes) == 1 else min(_LARGEST, shorter[len(shorter) // 2])
-    return ImageFormat(channels, image_size, resize)
+    return ImageSpec(tuple(classes), image_size, channels, resize)
 
 
-def _read_hashes(files: list[ImageFile], fmt: ImageFormat) -> list[str | ImageError]:
+def _read_hashes(files: list[ImageFile], spec: ImageSpec) -> list[str | ImageError]:
     hashes: list[str | ImageError] = []
     for file in files:
         try:
-            hashes.append(pixel_hash(decode_image(file.path, fmt)))
+            hashes.append(pixel_hash(decode_image(file.path, spec)))
         except ImageError as error:
             hashes.append(error)
     return hashes

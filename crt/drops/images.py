@@ -1,4 +1,4 @@
-"""One image file: decode it, bring it to the network's format, hash its pixels.
+"""One image file: decode it, bring it to the format of its data set, hash its pixels.
 
 Training, certification and prediction all read images through here, so that all of them see the same pixels.
 """
@@ -7,33 +7,19 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from crt.errors import UserError
+from crt.spec import ImageSpec
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"},
 )
 # Only formats that Pillow decodes itself: EPS, for one, would be handed to Ghostscript.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-
-
-@dataclass(frozen=True)
-class ImageFormat:
-    """What the network takes: `channels` (1 grey, 3 RGB), height and width `image_size` in pixels.
-
-    `resize` says what may be done to get there. `none`: nothing, another size or mode is an error. `crop`: the
-    centre square, scaled. `squash`: the whole image, scaled. The last two also turn grey and CMYK into RGB.
-    Colour is never turned into grey and an alpha channel is never dropped: that would be guessing.
-    """
-
-    channels: int
-    image_size: int
-    resize: str
 
 
 class ImageError(UserError):
@@ -56,8 +42,8 @@ class MisfitImageError(ImageError):
     """A sound image of the wrong size or mode."""
 
 
-def decode_image(path: Path, fmt: ImageFormat) -> np.ndarray:
-    """Read an image file as uint8 [H, W, C] in the given format.
+def decode_image(path: Path, spec: ImageSpec) -> np.ndarray:
+    """Read an image file as uint8 [H, W, C] of the given kind.
 
     Raises:
         UnreadableImageError: the file cannot be decoded to its end, or has more than Pillow's limit of pixels.
@@ -65,19 +51,19 @@ def decode_image(path: Path, fmt: ImageFormat) -> np.ndarray:
     """
     with _opened(path) as image:
         image.load()
-    return _fit(image, fmt, str(path))
+    return _fit(image, spec, str(path))
 
 
-def fit_array(pixels: np.ndarray, fmt: ImageFormat, name: str) -> np.ndarray:
-    """Bring uint8 pixels [H, W, C] with C of 1 or 3 to the given format.
+def fit_array(pixels: np.ndarray, spec: ImageSpec, name: str) -> np.ndarray:
+    """Bring uint8 pixels [H, W, C] with C of 1 or 3 to the given size and channels.
 
     Raises:
         MisfitImageError: the number of channels or the size is not what the network takes.
     """
-    if pixels.shape == (fmt.image_size, fmt.image_size, fmt.channels):
+    if pixels.shape == (spec.size, spec.size, spec.channels):
         return pixels
     image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
-    return _fit(image, fmt, name)
+    return _fit(image, spec, name)
 
 
 def read_header(path: Path) -> tuple[str, tuple[int, int]]:
@@ -111,23 +97,23 @@ def pixel_hash(pixels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _fit(image: Image.Image, fmt: ImageFormat, name: str) -> np.ndarray:
-    image = _to_channels(image, fmt, name)
-    size = fmt.image_size
+def _fit(image: Image.Image, spec: ImageSpec, name: str) -> np.ndarray:
+    image = _to_channels(image, spec, name)
+    size = spec.size
     if image.size != (size, size):
         width, height = image.size
-        if fmt.resize == "none":
+        if spec.resize == "none":
             raise MisfitImageError(name, f"{width}x{height} pixels instead of {size}x{size}")
-        if fmt.resize == "crop":
+        if spec.resize == "crop":
             side = min(width, height)
             left, top = (width - side) // 2, (height - side) // 2
             image = image.crop((left, top, left + side, top + side))
         image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image, dtype=np.uint8).reshape(size, size, fmt.channels)
+    return np.asarray(image, dtype=np.uint8).reshape(size, size, spec.channels)
 
 
-def _to_channels(image: Image.Image, fmt: ImageFormat, name: str) -> Image.Image:
-    wanted = "L" if fmt.channels == 1 else "RGB"
+def _to_channels(image: Image.Image, spec: ImageSpec, name: str) -> Image.Image:
+    wanted = "L" if spec.channels == 1 else "RGB"
     # The same pixels in a more compact form: nothing is lost.
     if image.mode == "P" and "transparency" not in image.info:
         image = image.convert("RGB")
@@ -135,6 +121,6 @@ def _to_channels(image: Image.Image, fmt: ImageFormat, name: str) -> Image.Image
         image = image.convert("L")
     if image.mode == wanted:
         return image
-    if fmt.resize != "none" and wanted == "RGB" and image.mode in ("L", "CMYK"):
+    if spec.resize != "none" and wanted == "RGB" and image.mode in ("L", "CMYK"):
         return image.convert("RGB")
     raise MisfitImageError(name, f"mode {image.mode} instead of {wanted}")

@@ -81,6 +81,8 @@ def open_images(path: Path, num_classes: int) -> ImageArrays:
             labels = np.full(shape[0], -1, np.int64)
             if "labels.npy" in members:
                 labels = _read_labels(path, archive, shape[0], num_classes)
+    except UserError:
+        raise
     except _DAMAGED as error:
         raise UserError(
             f"{path} is no readable .npz archive ({error}): write it again with numpy.savez"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from tqdm import tqdm
 from crt.data.store import FORMAT, shard_name
 from crt.drops.images import (
     ImageError,
-    ImageFormat,
     MisfitImageError,
     UnreadableImageError,
     decode_image,
@@ -26,6 +25,7 @@ from crt.drops.layout import Drop, ImageFile, first_ten, read_drop
 from crt.drops.parallel import map_chunks
 from crt.errors import UserError
 from crt.files import replacing
+from crt.spec import ImageSpec
 
 _CHUNK_BYTES = 4 << 20  # pixels that one task of a worker returns
 _SHARD_BYTES = 1 << 30  # pixels in one file: DVC transfers files side by side
@@ -47,8 +47,7 @@ def prepare_drop(
     source: Path,
     out: Path,
     *,
-    classes: Sequence[str],
-    fmt: ImageFormat,
+    spec: ImageSpec,
     skip_unreadable: bool = False,
     test_hashes: Mapping[str, str] | None = None,
     workers: int = 0,
@@ -58,8 +57,7 @@ def prepare_drop(
 
     Args:
         source: the raw drop, see `crt.drops.layout`.
-        classes: class names, in the order of the labels.
-        fmt: what the network takes, and how images are brought there.
+        spec: the classes, what the network takes, and how images are brought there.
         skip_unreadable: leave unreadable image files out instead of failing.
         test_hashes: pixel hash -> name of every test image; None: do not compare (for the test set itself).
         workers: processes that decode; 0: one per core.
@@ -71,20 +69,17 @@ def prepare_drop(
     Raises:
         UserError: the drop does not hold what it should; names at most ten of the files.
     """
-    drop = read_drop(source, classes)
-    with replacing(out) as aside, _Writer(aside, drop.count, fmt) as writer:
-        summary = _examine(
-            drop, classes, fmt, skip_unreadable, test_hashes, workers, need_labels, consume=writer.add
-        )
-        writer.finish(classes)
+    drop = read_drop(source, spec.classes)
+    with replacing(out) as aside, Writer(aside, drop.count, spec) as writer:
+        summary = _examine(drop, spec, skip_unreadable, test_hashes, workers, need_labels, consume=writer.add)
+        writer.finish()
     return summary
 
 
 def check_drop(
     source: Path,
     *,
-    classes: Sequence[str],
-    fmt: ImageFormat,
+    spec: ImageSpec,
     skip_unreadable: bool = False,
     test_hashes: Mapping[str, str] | None = None,
     workers: int = 0,
@@ -92,20 +87,19 @@ def check_drop(
     look: Callable[[Row], None] = lambda row: None,
 ) -> dict[str, Any]:
     """All of `prepare_drop`'s checks, and its summary, without writing anything; `look` sees each sound image."""
-    drop = read_drop(source, classes)
-    return _examine(drop, classes, fmt, skip_unreadable, test_hashes, workers, need_labels, consume=look)
+    drop = read_drop(source, spec.classes)
+    return _examine(drop, spec, skip_unreadable, test_hashes, workers, need_labels, consume=look)
 
 
 def raw_hashes(
-    source: Path, *, classes: Sequence[str], fmt: ImageFormat, skip_unreadable: bool = False, workers: int = 0
+    source: Path, *, spec: ImageSpec, skip_unreadable: bool = False, workers: int = 0
 ) -> dict[str, str]:
     """Pixel hash -> name of a raw drop's images, as `read_hashes` gives it for a prepared one."""
     hashes: dict[str, str] = {}
-    drop = read_drop(source, classes)
+    drop = read_drop(source, spec.classes)
     _examine(
         drop,
-        classes,
-        fmt,
+        spec,
         skip_unreadable,
         None,
         workers,
@@ -145,8 +139,7 @@ class _Findings:
 
 def _examine(
     drop: Drop,
-    classes: Sequence[str],
-    fmt: ImageFormat,
+    spec: ImageSpec,
     skip_unreadable: bool,
     test_hashes: Mapping[str, str] | None,
     workers: int,
@@ -154,13 +147,13 @@ def _examine(
     consume: Callable[[Row], None],
 ) -> dict[str, Any]:
     """Read every image once, hand the sound ones to `consume` in order, and count."""
-    counts = np.zeros(len(classes) + 1, np.int64)  # the last one: unlabelled, label -1
+    counts = np.zeros(len(spec.classes) + 1, np.int64)  # the last one: unlabelled, label -1
     seen: set[bytes] = set()
     duplicates = 0
     findings = _Findings()
     progress = tqdm(total=drop.count, desc=drop.folder.name, unit="img", delay=2, disable=None, leave=False)
     with progress:
-        for item in _rows(drop, fmt, workers):
+        for item in _rows(drop, spec, workers):
             progress.update()
             if isinstance(item, ImageError):
                 problems = findings.unreadable if isinstance(item, UnreadableImageError) else findings.misfits
@@ -184,7 +177,7 @@ def _examine(
     return {
         "images": int(counts.sum()),
         "unlabelled": int(counts[-1]),
-        "classes": {name: int(count) for name, count in zip(classes, counts, strict=False)},
+        "classes": {name: int(count) for name, count in zip(spec.classes, counts, strict=False)},
         "duplicates": duplicates,
         "skipped": len(findings.unreadable),
         "skipped_files": findings.unreadable,
@@ -192,28 +185,28 @@ def _examine(
     }
 
 
-def _rows(drop: Drop, fmt: ImageFormat, workers: int) -> Iterator[Row | ImageError]:
+def _rows(drop: Drop, spec: ImageSpec, workers: int) -> Iterator[Row | ImageError]:
     """Every image of the drop in order, or what is wrong with it."""
-    chunk = max(1, min(256, _CHUNK_BYTES // (fmt.image_size**2 * fmt.channels)))
-    yield from map_chunks(partial(decode_rows, fmt=fmt), drop.files, chunk, workers)
+    chunk = max(1, min(256, _CHUNK_BYTES // (spec.size**2 * spec.channels)))
+    yield from map_chunks(partial(decode_rows, spec=spec), drop.files, chunk, workers)
     for archive in drop.archives:
         source = archive.path.name
         for index, pixels in enumerate(archive.images()):
             name = f"{source}#{index}"
             try:
-                fitted = fit_array(pixels, fmt, name)
+                fitted = fit_array(pixels, spec, name)
             except MisfitImageError as error:
                 yield error
                 continue
             yield Row(name, int(archive.labels[index]), source, fitted, pixel_hash(fitted))
 
 
-def decode_rows(files: list[ImageFile], fmt: ImageFormat) -> list[Row | ImageError]:
+def decode_rows(files: list[ImageFile], spec: ImageSpec) -> list[Row | ImageError]:
     """Decode image files; an error stands in the place of its image."""
     rows: list[Row | ImageError] = []
     for file in files:
         try:
-            pixels = decode_image(file.path, fmt)
+            pixels = decode_image(file.path, spec)
         except ImageError as error:
             rows.append(type(error)(file.name, error.reason))
         else:
@@ -221,15 +214,15 @@ def decode_rows(files: list[ImageFile], fmt: ImageFormat) -> list[Row | ImageErr
     return rows
 
 
-class _Writer:
+class Writer:
     """Streams rows into the files of a prepared drop (the format is `crt.data.store`'s)."""
 
-    def __init__(self, folder: Path, count: int, fmt: ImageFormat) -> None:
+    def __init__(self, folder: Path, count: int, spec: ImageSpec) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self._folder, self._fmt, self._count = folder, fmt, 0
-        self._shard, self._per_shard = 0, max(1, _SHARD_BYTES // (fmt.image_size**2 * fmt.channels))
+        self._folder, self._spec, self._count = folder, spec, 0
+        self._shard, self._per_shard = 0, max(1, _SHARD_BYTES // (spec.size**2 * spec.channels))
         self._images = (folder / shard_name(0)).open("wb")
         self._labels = (folder / "labels.npy").open("wb")
         self._write_headers(count)
@@ -266,17 +259,18 @@ class _Writer:
         if len(self._pending) == _ROW_GROUP:
             self._flush_index()
 
-    def finish(self, classes: Sequence[str]) -> None:
+    def finish(self) -> None:
         """Settle the number of images, which unreadable files may have lowered, and describe the drop."""
         self._flush_index()
         self._write_headers(self._count)
         setting = {
-            "classes": list(classes),
-            "image_size": self._fmt.image_size,
-            "channels": self._fmt.channels,
+            "classes": list(self._spec.classes),
+            "image_size": self._spec.size,
+            "channels": self._spec.channels,
             "count": self._count,
+            "resize": self._spec.resize,
         }
-        self._digest.update(json.dumps({**setting, "resize": self._fmt.resize}, sort_keys=True).encode())
+        self._digest.update(json.dumps(setting, sort_keys=True).encode())
         fingerprint = self._digest.hexdigest()
         meta = {"format": FORMAT, "fingerprint": fingerprint, **setting, "shards": self._shard + 1}
         text = json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
@@ -284,7 +278,7 @@ class _Writer:
 
     def _write_headers(self, count: int) -> None:
         # NumPy pads a header so that the first axis can grow: another count does not change its length.
-        size, channels = self._fmt.image_size, self._fmt.channels
+        size, channels = self._spec.size, self._spec.channels
         in_shard = min(count - self._shard * self._per_shard, self._per_shard)
         _write_header(self._images, "|u1", (in_shard, size, size, channels))
         _write_header(self._labels, "<i8", (count,))
@@ -293,7 +287,7 @@ class _Writer:
         self._images.close()
         self._shard += 1
         self._images = (self._folder / shard_name(self._shard)).open("wb")
-        size, channels = self._fmt.image_size, self._fmt.channels
+        size, channels = self._spec.size, self._spec.channels
         _write_header(self._images, "|u1", (self._per_shard, size, size, channels))
 
     def _flush_index(self) -> None:

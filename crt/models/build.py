@@ -1,7 +1,7 @@
 """Base classifiers: a network by name, fitted to the images' size, with normalization as its first layer."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from crt.errors import UserError
 from crt.models.cifar_resnet import DEPTHS, CifarResNet, depth_of
+from crt.spec import ImageSpec
 
 # They follow from the data, or would fetch weights.
 _NOT_ARGUMENTS = ("num_classes", "in_chans", "pretrained", "pretrained_cfg", "checkpoint_path")
@@ -59,66 +60,73 @@ class Ensemble(nn.Module):
 
 def build_model(
     arch: str,
-    arch_args: dict[str, Any],
-    num_classes: int,
-    channels: int,
-    image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    spec: ImageSpec,
+    arch_args: Mapping[str, Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> BaseClassifier:
     """A base classifier with random weights (drawn from torch's global generator), in train mode.
 
-    arch: `cifar_resnet<depth>` or any timm model name; arch_args: passed to `timm.create_model`. timm's networks,
-    made for images of 224 pixels, get smaller strides or patches where the images are smaller (`crt.models.small_images`),
-    unless arch_args say `small_images: false`. `ensemble` with arch_args `members`, each with its arch, arch_args, mean and
-    std, is the mean of the members' logits.
+    timm's networks, made for images of 224 pixels, get smaller strides or patches where the images are smaller
+    (`crt.models.small_images`), unless `arch_args` say `small_images: false`.
+
+    Example:
+        >>> import torch
+        >>> from crt import ImageSpec, build_model
+        >>> model = build_model("resnet18", ImageSpec(("cat", "dog"), size=32, channels=3))
+        >>> model(torch.rand(4, 3, 32, 32)).shape
+        torch.Size([4, 2])
+
+    Args:
+        arch: `cifar_resnet<depth>`, the name of any timm model, or `ensemble`: the mean of the logits of the members
+            in `arch_args["members"]`, each with its arch, arch_args, mean and std.
+        spec: What the images are.
+        arch_args: Passed to `timm.create_model`.
+        mean: Per channel of the [0,1] pixels, subtracted by the first layer; None: 0.
+        std: Per channel of the [0,1] pixels, divided by in the first layer; None: 1.
 
     Raises:
-        UserError: an unknown name (near names are listed), arguments that the network does not take, or a network
+        UserError: An unknown name (near names are listed), arguments that the network does not take, or a network
             that cannot work at this image size.
     """
+    args = dict(arch_args or {})
     for name in _NOT_ARGUMENTS:
-        if name in arch_args:
+        if name in args:
             raise UserError(
-                f"arch_args may not set {name} of {arch}: remove it (classes and channels follow from the data, weights from training)"
+                f"arch_args may not set {name} of {arch}: remove it (classes and channels follow from the data, "
+                "weights from training)"
             )
-    depth = depth_of(arch)
-    network: nn.Module
+    mean = [0.0] * spec.channels if mean is None else mean
+    std = [1.0] * spec.channels if std is None else std
+    return BaseClassifier(Normalize(mean, std), _network(arch, spec, args))
+
+
+def _network(arch: str, spec: ImageSpec, args: dict[str, Any]) -> nn.Module:
     if arch == ENSEMBLE:
-        members = arch_args["members"]
-        network = Ensemble(
-            [
-                build_model(**m, num_classes=num_classes, channels=channels, image_size=image_size)
-                for m in members
-            ]
-        )
-    elif depth is not None:
-        if arch_args:
-            raise UserError(f"{arch} takes no arch_args (got {', '.join(arch_args)}): remove them")
-        network = CifarResNet(depth, num_classes, channels)
-    else:
-        network = _timm_network(arch, arch_args, num_classes, channels, image_size)
-    return BaseClassifier(Normalize(mean, std), network)
+        return Ensemble([build_model(**member, spec=spec) for member in args["members"]])
+    depth = depth_of(arch)
+    if depth is None:
+        return _timm_network(arch, spec, args)
+    if args:
+        raise UserError(f"{arch} takes no arch_args (got {', '.join(args)}): remove them")
+    return CifarResNet(depth, len(spec.classes), spec.channels)
 
 
-def _timm_network(
-    arch: str, arch_args: dict[str, Any], num_classes: int, channels: int, size: int
-) -> nn.Module:
+def _timm_network(arch: str, spec: ImageSpec, args: dict[str, Any]) -> nn.Module:
     import timm  # seconds to import: only where it is needed
 
-    from crt.models.small_images import fit, unfitted
+    from crt.models.small_images import fitted, unfitted
 
     check_arch(arch)
-    args = dict(arch_args)
-    fitted = args.pop("small_images", True)
+    make = fitted if args.pop("small_images", True) else unfitted
 
-    def create(**size_args: int) -> nn.Module:  # a size that arch_args give is not given twice: see `fit`
+    def create(**size_args: int) -> nn.Module:  # a size that args give is not given twice: see `fitted`
         network: nn.Module = timm.create_model(
-            arch, num_classes=num_classes, in_chans=channels, **size_args, **args
+            arch, num_classes=len(spec.classes), in_chans=spec.channels, **size_args, **args
         )
         return network
 
-    return fit(arch, create, channels, size) if fitted else unfitted(arch, create, channels, size)
+    return make(arch, create, spec.channels, spec.size)
 
 
 def check_arch(arch: str) -> None:

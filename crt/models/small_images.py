@@ -20,7 +20,7 @@ from crt.errors import UserError
 PATCH_SIZES = (32, 16, 14, 8, 4, 2, 1)
 
 
-def fit(arch: str, create: Callable[..., nn.Module], channels: int, size: int) -> nn.Module:
+def fitted(arch: str, create: Callable[..., nn.Module], channels: int, size: int) -> nn.Module:
     """The network that `create` makes, fitted to images [B, channels, size, size], in train mode.
 
     create: takes timm's keyword arguments `img_size` and `patch_size` where the network has them and nobody gave them.
@@ -51,7 +51,7 @@ def unfitted(arch: str, create: Callable[..., nn.Module], channels: int, size: i
     """The network that `create` makes, with its own strides and patches, in train mode.
 
     Raises:
-        UserError: see `fit`.
+        UserError: see `fitted`.
     """
     try:
         network = create()

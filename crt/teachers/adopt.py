@@ -6,7 +6,7 @@ What is recognised is told on standard error, and recorded in the model folder a
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from crt.data.store import Store, open_store
 from crt.errors import UserError
 from crt.files import write_text
 from crt.models.build import ENSEMBLE, BaseClassifier, Normalize
-from crt.models.checkpoint import FORMAT, ModelInfo, load_info, load_model, save_model
+from crt.models.checkpoint import ModelInfo, load_info, load_model, save_model
 from crt.references.fetch import sha256_of
 from crt.references.locate import Reference, discard, locate, parse, weights_of
+from crt.spec import check_fits, to_unit
 from crt.teachers.check import Probe, accuracy, cause
 from crt.teachers.ensemble import combine
 from crt.teachers.normalization import Candidate, Evidence, candidates, clear_choice, weigh
@@ -90,25 +91,30 @@ def _one(
             "set teacher.sha256 to it, or write it behind the reference as #sha256=..."
         )
     _say(f"{ref.text} (SHA-256 {sha256})")
-    choices = candidates(store.channels, mean_and_std([store]))
+    choices = candidates(store.spec.channels, mean_and_std([store]))
     if place.is_dir():
         model, info = _our_own(place, store, probe.images.device)
         evidence: list[Evidence] = []
         how = "of the model folder"
     else:
         model, info, evidence, how = _published(ref.text, place, teacher, config, store, probe, choices)
+    classes = info.spec.classes
     info = replace(info, source={**(info.source or {}), "ref": ref.text, "sha256": sha256})
     value = accuracy(model, probe, config.sigma)
     facts = {
         "noisy_accuracy": value,
         "ref": ref.text,
         "sha256": sha256,
-        **{name: asdict(info)[name] for name in ("arch", "classes", "sigma", "mean", "std")},
+        "arch": info.arch,
+        "classes": list(info.spec.classes),
+        "sigma": info.sigma,
+        "mean": info.mean,
+        "std": info.std,
         "normalization": how,
         "evidence": {e.candidate.name: {"sigma": e.sigma, "mismatch": e.mismatch} for e in evidence},
     }
     _say(
-        f"{info.arch} with {len(info.classes)} classes ({', '.join(info.classes[:3])}, ...), trained with sigma {info.sigma:g}"
+        f"{info.arch} with {len(classes)} classes ({', '.join(classes[:3])}, ...), trained with sigma {info.sigma:g}"
     )
     _say(f"normalization {how}: mean {_numbers(info.mean)}, std {_numbers(info.std)}")
     _say(f"{_percent(value)} of {len(probe.labels)} noisy training images right at sigma {config.sigma:g}")
@@ -130,7 +136,7 @@ def _one(
             f"the teacher {ref.text} was trained with sigma {info.sigma:g} and is to be used at {config.sigma:g}: "
             f"set sigma to {info.sigma:g}, or take another teacher"
         )
-    wrong = cause(model, probe, config.sigma, store.classes, value, other_normalizations)
+    wrong = cause(model, probe, config.sigma, store.spec.classes, value, other_normalizations)
     if wrong is not None:
         raise UserError(f"the teacher {ref.text} is of no use here: {wrong}")
     return model, info, facts
@@ -138,13 +144,9 @@ def _one(
 
 def _our_own(folder: Path, store: Store, device: torch.device) -> Model:
     info = load_info(folder)
-    for name in ("classes", "image_size", "channels"):
-        if getattr(info, name) != getattr(store, name):
-            raise UserError(
-                f"the model {folder} has {name} {getattr(info, name)} and {store.path} has {getattr(store, name)}: "
-                "take a teacher of this data"
-            )
-    return load_model(folder, device)
+    check_fits(f"the model {folder}", info.spec, str(store.path), store.spec, "take a teacher of this data")
+    model, info = load_model(folder)
+    return model.to(device), info
 
 
 def _published(
@@ -159,11 +161,9 @@ def _published(
     found = recognise(load_checkpoint(file), source, teacher.arch, teacher.arch_args)
     _say(f"recognised {found.arch} ({found.layout})")
     found = _with_classes(found, source, teacher, store)
-    blank = build(
-        found, source, store.channels, store.image_size, (0.0,) * store.channels, (1.0,) * store.channels
-    )
+    blank = build(found, source, store.spec)
     network = blank.network.to(probe.images.device)
-    given = _given(teacher, found, store.channels)
+    given = _given(teacher, found, store.spec.channels)
     if given is not None:
         choices = [given[0], *choices]
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "statistics"))
@@ -174,15 +174,11 @@ def _published(
     sigma = _sigma(source, teacher, evidence, candidate)
     model = BaseClassifier(Normalize(candidate.mean, candidate.std), network).to(probe.images.device).eval()
     info = ModelInfo(
-        format=FORMAT,
         arch=found.arch,
         arch_args=found.arch_args,
-        classes=store.classes,
-        image_size=store.image_size,
-        channels=store.channels,
+        spec=store.spec,
         mean=list(candidate.mean),
         std=list(candidate.std),
-        resize=config.data.resize,
         sigma=sigma,
         method="published",
         data_fingerprint="unknown",
@@ -196,19 +192,20 @@ def _published(
 
 def _with_classes(found: Published, source: str, teacher: FetchedTeacher, store: Store) -> Published:
     """The checkpoint with its outputs in the order of data/classes.txt."""
-    if found.num_classes != len(store.classes):
+    classes = store.spec.classes
+    if found.num_classes != len(classes):
         raise UserError(
-            f"{source} has {found.num_classes} outputs and data/classes.txt has {len(store.classes)} classes: take a teacher of these classes"
+            f"{source} has {found.num_classes} outputs and data/classes.txt has {len(classes)} classes: take a teacher of these classes"
         )
     if teacher.classes is None:
         _say("its outputs are taken to be in the order of data/classes.txt (else set teacher.classes)")
         return found
-    if sorted(teacher.classes) != sorted(store.classes):
-        different = sorted(set(teacher.classes) ^ set(store.classes))
+    if sorted(teacher.classes) != sorted(classes):
+        different = sorted(set(teacher.classes) ^ set(classes))
         raise UserError(
             f"teacher.classes and data/classes.txt name different classes ({', '.join(different[:3]) or 'one twice'}): give the same names"
         )
-    return in_order(found, teacher.classes, store.classes)
+    return in_order(found, teacher.classes, classes)
 
 
 def _given(teacher: FetchedTeacher, found: Published, channels: int) -> tuple[Candidate, str] | None:
@@ -272,7 +269,7 @@ def _probe(store: Store, seed: int, device: torch.device) -> Probe:
     generator = torch.Generator().manual_seed(derive_seed(seed, "probe"))
     chosen = torch.randperm(len(labelled), generator=generator)[:PROBE_IMAGES].tolist()
     index = sorted(labelled[i] for i in chosen)
-    images = torch.from_numpy(store.images[index]).permute(0, 3, 1, 2).float().div_(255)
+    images = to_unit(store.images[index])
     order = torch.randperm(len(index), generator=generator)  # a drop may be sorted by class
     noise = torch.randn(images.shape, generator=generator)
     labels = torch.from_numpy(store.labels[index])

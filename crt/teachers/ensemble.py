@@ -4,11 +4,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from crt.errors import UserError
 from crt.models.build import ENSEMBLE, BaseClassifier, build_model
 from crt.models.checkpoint import ModelInfo
+from crt.spec import check_fits, check_same
 
-_SHARED = ("classes", "image_size", "channels", "sigma", "resize")
 _MEMBER = ("arch", "arch_args", "mean", "std")
 
 
@@ -20,26 +19,22 @@ def combine(members: Sequence[tuple[BaseClassifier, ModelInfo]]) -> tuple[BaseCl
     """
     first = members[0][1]
     for place, (_, info) in enumerate(members[1:], 2):
-        for name in _SHARED:
-            if getattr(info, name) != getattr(first, name):
-                raise UserError(
-                    f"member {place} of the ensemble has {name} {getattr(info, name)} and member 1 has "
-                    f"{getattr(first, name)}: take members that agree"
-                )
+        names = f"member {place}", "member 1 of the ensemble"
+        remedy = "take members that agree"
+        check_fits(names[0], info.spec, names[1], first.spec, remedy, resize=True)
+        check_same(names[0], info.sigma, names[1], first.sigma, "sigma", remedy)
     infos = [info for _, info in members]
     info = replace(
         first,
         arch=ENSEMBLE,
         arch_args={"members": [{name: asdict(member)[name] for name in _MEMBER} for member in infos]},
-        mean=[0.0] * first.channels,
-        std=[1.0] * first.channels,
+        mean=[0.0] * first.spec.channels,
+        std=[1.0] * first.spec.channels,
         method="+".join(sorted({member.method for member in infos})),
         data_fingerprint=_joint([member.data_fingerprint for member in infos]),
         teacher_fingerprint=None,
     )
-    model = build_model(
-        info.arch, info.arch_args, len(info.classes), info.channels, info.image_size, info.mean, info.std
-    )
+    model = build_model(info.arch, info.spec, info.arch_args)
     for target, (source, _) in zip(model.network.members, members, strict=True):  # type: ignore[arg-type]
         target.load_state_dict(source.state_dict())
     return model.eval(), info

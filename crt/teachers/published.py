@@ -17,6 +17,7 @@ from crt.errors import UserError
 from crt.models.build import BaseClassifier, build_model, check_arch
 from crt.models.checkpoint import misfit
 from crt.models.cifar_resnet import DEPTHS
+from crt.spec import ImageSpec
 
 CONTAINERS = ("state_dict", "net", "model")
 _WRAPPERS = ("module.", "model.", "network.")
@@ -114,14 +115,18 @@ def recognise(
 
 
 def build(
-    found: Published, source: str, channels: int, image_size: int, mean: Sequence[float], std: Sequence[float]
+    found: Published,
+    source: str,
+    spec: ImageSpec,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> BaseClassifier:
     """The base classifier with the checkpoint's weights, in eval mode.
 
     Raises:
         UserError: the tensors do not fit the network; at most ten differences are listed.
     """
-    model = build_model(found.arch, found.arch_args, found.num_classes, channels, image_size, mean, std)
+    model = build_model(found.arch, spec, found.arch_args, mean, std)
     expected = model.network.state_dict()
     tensors = {
         name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor

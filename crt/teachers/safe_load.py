@@ -61,6 +61,8 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
             raise UserError(
                 f"{file} is no torch and no safetensors file: give the file that torch.save or safetensors wrote"
             )
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(f"{file} holds more than plain tensors ({_first_line(error)}): {_EXPORT}") from None
     except (

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crt.spec import to_unit
+
 RATIO = 4 / 3  # largest of a resized crop's sides, before it is resized
 
 
@@ -66,11 +68,6 @@ def augment(images: Tensor, crop_padding: int, moves: Moves) -> Tensor:
     if moves.box is not None:
         return _resized(to_unit(images), moves)
     return to_unit(_crop_and_flip(images, crop_padding, moves))
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, C] -> float32 [B, C, H, W] in [0,1], channels-last in memory."""
-    return images.permute(0, 3, 1, 2).float().div_(255)
 
 
 def _crop_and_flip(images: Tensor, padding: int, moves: Moves) -> Tensor:

@@ -141,7 +141,7 @@ def mean_and_std(stores: Sequence[Store], chunk: int = 4096) -> tuple[list[float
 
     A channel without any variation gets a standard deviation of 1.
     """
-    channels = stores[0].channels
+    channels = stores[0].spec.channels
     counts = np.zeros((channels, 256), np.int64)
     for store in stores:
         for start in range(0, len(store), chunk):

@@ -15,13 +15,12 @@ from torch import nn
 from crt.bank import BankBatches
 from crt.config import Config, MethodSettings, Recipe, Student
 from crt.data.store import Store, open_store
-from crt.errors import UserError
+from crt.errors import MissingFileError
 from crt.files import write_text
 from crt.inference.fold import fold_batchnorm
 from crt.methods import build_method, needs_labels, takes_teacher
 from crt.models.build import BaseClassifier, build_model
 from crt.models.checkpoint import (
-    FORMAT,
     ModelInfo,
     load_info,
     load_model,
@@ -29,6 +28,7 @@ from crt.models.checkpoint import (
     package_versions,
     save_model,
 )
+from crt.spec import check_fits, check_same
 from crt.training.batches import Batches, derive_seed, mean_and_std
 from crt.training.loop import train
 from crt.training.numerics import precision_of, start_fabric
@@ -92,9 +92,7 @@ def fit(
         init = None
         mean, std = mean_and_std(stores)
         torch.manual_seed(derive_seed(config.seed, "weights"))
-        model = build_model(
-            recipe.arch, recipe.arch_args, len(first.classes), first.channels, first.image_size, mean, std
-        )
+        model = build_model(recipe.arch, first.spec, recipe.arch_args, mean, std)
     else:
         model, start_info = start
         mean, std = start_info.mean, start_info.std  # a part of the function that its weights were made for
@@ -132,15 +130,11 @@ def fit(
     if fabric.global_rank > 0:
         return
     info = ModelInfo(
-        format=FORMAT,
         arch=recipe.arch,
         arch_args=recipe.arch_args,
-        classes=first.classes,
-        image_size=first.image_size,
-        channels=first.channels,
+        spec=first.spec,
         mean=mean,
         std=std,
-        resize=config.data.resize,
         sigma=config.sigma,
         method=method.name,
         data_fingerprint=fingerprint(stores),
@@ -177,27 +171,17 @@ def fingerprint(stores: Sequence[Store]) -> str:
 
 
 def _check_same(stores: Sequence[Store]) -> None:
+    first = stores[0]
     for store in stores[1:]:
-        for what in ("classes", "image_size", "channels"):
-            if getattr(store, what) != getattr(stores[0], what):
-                raise UserError(
-                    f"{store.path} and {stores[0].path} differ in {what}: prepare both again with `dvc repro`"
-                )
+        check_fits(
+            str(store.path), store.spec, str(first.path), first.spec, "prepare both again", resize=True
+        )
 
 
 def _check_fits(what_it_is: str, info: ModelInfo, store: Store, sigma: float, remedy: str) -> None:
     """Hold a model to the data and the noise that it is to be used with."""
-    wanted = {
-        "classes": store.classes,
-        "image_size": store.image_size,
-        "channels": store.channels,
-        "sigma": sigma,
-    }
-    for what, value in wanted.items():
-        if getattr(info, what) != value:
-            raise UserError(
-                f"{what_it_is} has {what} {getattr(info, what)} but the student's is {value}: {remedy}"
-            )
+    check_fits(what_it_is, info.spec, str(store.path), store.spec, remedy)
+    check_same(what_it_is, info.sigma, "this training", sigma, "sigma", remedy)
 
 
 def _load_init(
@@ -228,18 +212,16 @@ def _shortened(recipe: Recipe) -> Recipe:
 def load_teacher(folder: Path, store: Store, sigma: float, device: torch.device) -> nn.Module:
     """The frozen teacher, made fast; it must have been made for these data and this noise."""
     if not folder.is_dir():
-        raise UserError(
-            f"{folder} is missing: train the teacher first (`dvc repro teacher`) or `dvc pull` it"
-        )
-    model, info = load_model(folder, device)
+        raise MissingFileError(f"{folder} is missing: train the teacher first", folder)
+    model, info = load_model(folder)
     _check_fits(
         f"the teacher {folder}",
         info,
         store,
         sigma,
-        "choose another teacher or train one with `dvc repro teacher`",
+        "choose another teacher",
     )
-    return frozen_teacher(model)
+    return frozen_teacher(model.to(device))
 
 
 def frozen_teacher(model: nn.Module) -> nn.Module:

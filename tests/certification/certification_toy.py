@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from model_folders import describe
 from torch import Tensor, nn
 
 from crt.certification import journal, run
 from crt.certification.run import Settings, certify_store
 from crt.data.store import Store
-from crt.models.checkpoint import ModelInfo
 from crt.processes import rank
+from crt.spec import ImageSpec, to_unit
 
-COUNT, SIZE, CLASSES = 40, 4, ["zero", "one", "two"]
+COUNT, SIZE = 40, 4
 
 SETTINGS = Settings(
     sigma=0.5,
@@ -37,23 +38,8 @@ SETTINGS = Settings(
     batch_size=64,
 )
 
-INFO = ModelInfo(
-    format=1,
-    arch="toy",
-    arch_args={},
-    classes=CLASSES,
-    image_size=SIZE,
-    channels=1,
-    mean=[0.0],
-    std=[1.0],
-    resize="none",
-    sigma=0.5,
-    method="gaussian",
-    data_fingerprint="d" * 64,
-    teacher_fingerprint=None,
-    seed=0,
-    versions={},
-)
+SPEC = ImageSpec(("zero", "one", "two"), SIZE, channels=1)
+INFO = describe(SPEC, arch="toy", sigma=0.5)
 
 
 class ToyModel(nn.Module):
@@ -62,7 +48,7 @@ class ToyModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.linear = nn.Linear(SIZE * SIZE, len(CLASSES))
+        self.linear = nn.Linear(SIZE * SIZE, len(SPEC.classes))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x.flatten(1) - 0.5)
@@ -78,9 +64,9 @@ def store() -> Store:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (COUNT, SIZE, SIZE, 1), dtype=np.uint8)
     with torch.no_grad():
-        labels = ToyModel()(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).argmax(1).numpy()
+        labels = ToyModel()(to_unit(pixels)).argmax(1).numpy()
     labels[::7] = (labels[::7] + 1) % 3  # some are misclassified
-    return ToyStore(Path("prepared/test"), pixels, labels, CLASSES, "t" * 64, SIZE, 1)
+    return ToyStore(Path("prepared/test"), pixels, labels, SPEC, "t" * 64)
 
 
 def certify(folder: Path, model: nn.Module | None = None, **changes: object) -> Path:

@@ -14,10 +14,11 @@ import torch
 from certification_toy import COUNT, INFO, SETTINGS, ToyModel, certify, store, without_time
 from torch import Tensor, nn
 
-from crt.certification.run import certify_store, to_unit
+from crt.certification.run import certify_store
 from crt.certification.smoothing import SmoothedClassifier
 from crt.errors import UserError
 from crt.evaluation.certificates import read_certificates
+from crt.spec import to_unit
 
 TOY = Path(__file__).with_name("certification_toy.py")
 
@@ -309,9 +310,9 @@ def test_draws_that_cannot_certify_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("classes", ["zero", "two", "one"], "the model knows 3 classes"),
-        ("image_size", 8, "the model takes 1x8x8 images"),
-        ("channels", 3, "the model takes 3x4x4 images"),
+        ("classes", ("zero", "two", "one"), r"differ in class 1 \('two' and 'one'\)"),
+        ("size", 8, r"differ in image size \(8 and 4\)"),
+        ("channels", 3, r"differ in channels \(3 and 1\)"),
     ],
 )
 def test_a_model_of_other_data_is_refused(tmp_path: Path, field: str, value: object, message: str) -> None:
@@ -320,7 +321,7 @@ def test_a_model_of_other_data_is_refused(tmp_path: Path, field: str, value: obj
     with pytest.raises(UserError, match=message):
         certify_store(
             ToyModel(),
-            replace(INFO, **{field: value}),
+            replace(INFO, spec=replace(INFO.spec, **{field: value})),
             "m",
             store(),
             SETTINGS,

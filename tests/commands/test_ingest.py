@@ -403,26 +403,17 @@ def test_links_of_dvcs_cache_work(repo, tmp_path):
 
 def test_a_delivery_is_compared_with_the_drops_before_it(repo, tmp_path, capsys):
     """Drift of classes, pixels and the release's confidence, and copies of what is there already."""
-    import torch
+    from model_folders import write_model
 
-    from crt.drops.images import ImageFormat
     from crt.drops.prepare import prepare_drop
-    from crt.models.build import build_model
-    from crt.models.checkpoint import FORMAT, ModelInfo, save_model
+    from crt.spec import ImageSpec
 
-    classes = [str(digit) for digit in range(10)]
     prepare_drop(
         repo / "data/train/2025-01",
         repo / "prepared/train/2025-01",
-        classes=classes,
-        fmt=ImageFormat(1, 8, "none"),
+        spec=ImageSpec.numbered(10, 8, 1),
     )
-    info = ModelInfo(
-        format=FORMAT, arch="cifar_resnet20", arch_args={}, classes=classes, image_size=8, channels=1, mean=[0.0], std=[1.0],
-        resize="none", sigma=0.25, method="gaussian", data_fingerprint="d", teacher_fingerprint=None, seed=0, versions={},
-    )  # fmt: skip
-    torch.manual_seed(0)
-    save_model(repo / "models/student", build_model("cifar_resnet20", {}, 10, 1, 8, [0.0], [1.0]), info)
+    write_model(repo / "models/student", mean=[0.0], std=[1.0])
     with np.load(next((repo / "data/train/2025-01").glob("*.npz"))) as arrays:
         images, labels = arrays["images"], arrays["labels"]
     few = (labels == 3).nonzero()[0][:30]
@@ -445,8 +436,7 @@ def test_a_delivery_is_compared_with_the_drops_before_it(repo, tmp_path, capsys)
     prepare_drop(
         repo / "data/train/2025-04",
         repo / "prepared/train/2025-04",
-        classes=classes,
-        fmt=ImageFormat(1, 8, "none"),
+        spec=ImageSpec.numbered(10, 8, 1),
     )
     ingest(tmp_path / "dark.npz", "2025-04", repo)
     out = capsys.readouterr().out

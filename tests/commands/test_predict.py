@@ -6,43 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from model_folders import write_model
 from PIL import Image
 
 from crt.certification.certificate import ABSTAIN, Certificate
-from crt.certification.run import to_unit
 from crt.certification.smoothing import SmoothedClassifier
 from crt.commands.predict import in_turn, predict
 from crt.errors import UserError
-from crt.models.build import build_model
-from crt.models.checkpoint import ModelInfo, load_model, save_model
+from crt.models.checkpoint import load_model
+from crt.spec import ImageSpec, to_unit
 
-SIZE, CLASSES = 8, ["cat", "a longer name", "ü"]
+SIZE, CLASSES = 8, ("cat", "a longer name", "ü")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder and image files beside it."""
     folder = tmp_path_factory.mktemp("predict")
-    torch.manual_seed(0)
-    model = build_model("cifar_resnet20", {}, len(CLASSES), 3, SIZE, [0.5] * 3, [0.25] * 3).eval()
-    info = ModelInfo(
-        format=1,
-        arch="cifar_resnet20",
-        arch_args={},
-        classes=CLASSES,
-        image_size=SIZE,
-        channels=3,
-        mean=[0.5] * 3,
-        std=[0.25] * 3,
-        resize="crop",
-        sigma=0.25,
-        method="gaussian",
-        data_fingerprint="d",
-        teacher_fingerprint=None,
-        seed=0,
-        versions={},
-    )
-    save_model(folder / "model", model, info)
+    write_model(folder / "model", ImageSpec(CLASSES, SIZE, channels=3, resize="crop"))
     rng = np.random.default_rng(0)
     for number in range(4):
         Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(folder / f"{number}.png")

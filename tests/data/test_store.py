@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from raw_drops import CLASSES, GREY8, class_folders
+from raw_drops import GREY8, class_folders
 
 from crt.data.store import Shards, open_store, read_hashes
 from crt.drops import prepare
 from crt.drops.prepare import prepare_drop
-from crt.errors import UserError
+from crt.errors import DamagedFileError, MissingFileError, UserError
 
 
 @pytest.fixture
 def prepared(tmp_path):
     source = class_folders(tmp_path / "raw", per_class=2)
-    prepare_drop(source, tmp_path / "out", classes=CLASSES, fmt=GREY8)
+    prepare_drop(source, tmp_path / "out", spec=GREY8)
     return tmp_path / "out"
 
 
@@ -24,7 +24,7 @@ def test_images_are_mapped_not_read(prepared):
     assert isinstance(store.images, np.memmap)
     assert not store.images.flags.writeable
     assert len(store) == 6
-    assert (store.classes, store.image_size, store.channels) == (CLASSES, 8, 1)
+    assert store.spec == GREY8
     assert store.names[0] == "cat/000.png"
 
 
@@ -36,7 +36,7 @@ def test_hashes_name_their_images(prepared):
 @pytest.mark.parametrize("name", ["meta.json", "images.npy", "labels.npy"])
 def test_missing_file(prepared, name):
     (prepared / name).unlink()
-    with pytest.raises(UserError, match=f"{name} is missing: run `dvc repro`"):
+    with pytest.raises(UserError, match=f"{name} is missing: prepare the drop again"):
         open_store(prepared)
 
 
@@ -72,16 +72,16 @@ def test_pickled_labels_are_refused(prepared):
 
 def test_other_format_version(prepared):
     meta = json.loads((prepared / "meta.json").read_text())
-    (prepared / "meta.json").write_text(json.dumps({**meta, "format": 2}))
-    with pytest.raises(UserError, match="has format 2, this version reads 1"):
+    (prepared / "meta.json").write_text(json.dumps({**meta, "format": 1}))
+    with pytest.raises(UserError, match="has format 1, this version reads 2"):
         open_store(prepared)
 
 
 def test_missing_index(tmp_path):
-    with pytest.raises(UserError, match=r"index.parquet cannot be read .*dvc repro prepare_test"):
+    with pytest.raises(MissingFileError, match=r"index.parquet is missing: prepare the drop again"):
         read_hashes(tmp_path / "index.parquet")
     (tmp_path / "index.parquet").write_text("no table")
-    with pytest.raises(UserError, match=r"index.parquet cannot be read"):
+    with pytest.raises(DamagedFileError, match=r"index.parquet is damaged .*: prepare the drop again"):
         read_hashes(tmp_path / "index.parquet")
 
 
@@ -91,19 +91,19 @@ def files_of(folder):
 
 def test_a_large_drop_is_written_in_several_files(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_SHARD_BYTES", 4 * 8 * 8)
-    prepare_drop(tmp_path / "raw", tmp_path / "sharded", classes=CLASSES, fmt=GREY8)
+    prepare_drop(tmp_path / "raw", tmp_path / "sharded", spec=GREY8)
     assert files_of(tmp_path / "sharded") == {"images.npy": 4, "images-0001.npy": 2}
     whole, sharded = open_store(prepared), open_store(tmp_path / "sharded")
     assert (sharded.fingerprint, sharded.names) == (whole.fingerprint, whole.names)
     np.testing.assert_array_equal(np.asarray(sharded.images), whole.images)
     (tmp_path / "sharded" / "images-0001.npy").unlink()
-    with pytest.raises(UserError, match=r"images-0001.npy is missing: run `dvc repro`"):
+    with pytest.raises(UserError, match=r"images-0001.npy is missing: prepare the drop again"):
         open_store(tmp_path / "sharded")
 
 
 def test_a_drop_that_fills_its_files_has_no_empty_one(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_SHARD_BYTES", 3 * 8 * 8)
-    prepare_drop(tmp_path / "raw", tmp_path / "sharded", classes=CLASSES, fmt=GREY8)
+    prepare_drop(tmp_path / "raw", tmp_path / "sharded", spec=GREY8)
     assert files_of(tmp_path / "sharded") == {"images.npy": 3, "images-0001.npy": 3}
     np.testing.assert_array_equal(
         np.asarray(open_store(tmp_path / "sharded").images), open_store(prepared).images
@@ -115,7 +115,7 @@ def test_unreadable_images_shorten_the_last_file(prepared, tmp_path, monkeypatch
     broken = sorted((tmp_path / "raw").rglob("*.png"))
     for file in (broken[0], broken[3]):
         file.write_bytes(b"no image")
-    prepare_drop(tmp_path / "raw", tmp_path / "sharded", classes=CLASSES, fmt=GREY8, skip_unreadable=True)
+    prepare_drop(tmp_path / "raw", tmp_path / "sharded", spec=GREY8, skip_unreadable=True)
     store = open_store(tmp_path / "sharded")
     np.testing.assert_array_equal(np.asarray(store.images), open_store(prepared).images[[1, 2, 4, 5]])
 

@@ -5,17 +5,17 @@ from hypothesis import strategies as st
 from raw_drops import CLASSES, class_folders, pixels, write_image
 
 from crt.datasets.folders import write_folder
-from crt.drops.images import ImageFormat
 from crt.drops.prepare import prepare_drop, raw_hashes
 from crt.errors import UserError
+from crt.spec import ImageSpec
 
 
 def tree(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def hashes(folder, classes=CLASSES, fmt=ImageFormat(1, 8, "crop")):  # noqa: B008 - frozen
-    return set(raw_hashes(folder, classes=classes, fmt=fmt))
+def hashes(folder, classes=CLASSES, resize="crop"):
+    return set(raw_hashes(folder, spec=ImageSpec(tuple(classes), 8, 1, resize)))
 
 
 @pytest.mark.parametrize("test_name", ["test", "val"])
@@ -54,9 +54,8 @@ def test_a_fifth_becomes_the_test_set(tmp_path_factory, seeds, salt):
     assert sorted(test + train + left_out) == tree(folder / "in")
     assert test
     if train:
-        fmt = ImageFormat(1, 8, "none")
-        assert not hashes(folder / "out" / "test", names, fmt) & hashes(
-            folder / "out" / "train" / "base", names, fmt
+        assert not hashes(folder / "out" / "test", names, "none") & hashes(
+            folder / "out" / "train" / "base", names, "none"
         )
 
 
@@ -94,7 +93,7 @@ def test_sizes_and_channels_are_looked_at(tmp_path):
         write_image(source / "dog" / f"large{index}.png", pixels(index, 300, 300))
     assert write_folder(tmp_path / "d", source, "x").image_size == 224
     summary = prepare_drop(
-        tmp_path / "d" / "train" / "base", tmp_path / "p", classes=CLASSES, fmt=ImageFormat(3, 224, "crop")
+        tmp_path / "d" / "train" / "base", tmp_path / "p", spec=ImageSpec(tuple(CLASSES), 224, 3, "crop")
     )
     assert summary["images"] > 40
 

@@ -4,10 +4,9 @@ import pickle
 import numpy as np
 import pytest
 from PIL import Image
-from raw_drops import GREY8, RGB8, pixels, write_image
+from raw_drops import CLASSES, GREY8, RGB8, pixels, write_image
 
 from crt.drops.images import (
-    ImageFormat,
     MisfitImageError,
     UnreadableImageError,
     decode_image,
@@ -15,15 +14,20 @@ from crt.drops.images import (
     pixel_hash,
     read_header,
 )
+from crt.spec import ImageSpec
+
+
+def spec(channels, size, resize):
+    return ImageSpec(tuple(CLASSES), size, channels, resize)
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "pgm", "webp"])
 def test_lossless_formats_give_back_the_pixels(tmp_path, suffix):
     options = {"lossless": True} if suffix == "webp" else {}
-    fmt = RGB8 if suffix == "webp" else GREY8
+    form = RGB8 if suffix == "webp" else GREY8
     array = pixels(1, 8, 8, 3) if suffix == "webp" else pixels(1)
     path = write_image(tmp_path / f"a.{suffix}", array, **options)
-    assert np.array_equal(decode_image(path, fmt), array.reshape(8, 8, fmt.channels))
+    assert np.array_equal(decode_image(path, form), array.reshape(8, 8, form.channels))
 
 
 def test_jpeg_decodes_like_pillow(tmp_path):
@@ -53,7 +57,7 @@ def test_truncated_image_is_unreadable(tmp_path, suffix, keep):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
     with pytest.raises(UnreadableImageError):
-        decode_image(path, ImageFormat(1, 40, "none"))
+        decode_image(path, spec(1, 40, "none"))
 
 
 @pytest.mark.parametrize(
@@ -74,35 +78,35 @@ def test_decompression_bomb_is_an_error_without_being_decoded(tmp_path, monkeypa
         Image, "MAX_IMAGE_PIXELS", 1000
     )  # between once and twice: Pillow itself would only warn
     with pytest.raises(UnreadableImageError, match="1600 pixels"):
-        decode_image(path, ImageFormat(1, 40, "none"))
+        decode_image(path, spec(1, 40, "none"))
 
 
 @pytest.mark.parametrize(
-    ("array", "fmt", "reason"),
+    ("array", "form", "reason"),
     [
         (pixels(0, 8, 8, 3), GREY8, "mode RGB instead of L"),
         (pixels(0, 8, 8), RGB8, "mode L instead of RGB"),
         (pixels(0, 8, 8, 4), RGB8, "mode RGBA instead of RGB"),
-        (pixels(0, 8, 8, 4), ImageFormat(3, 8, "crop"), "mode RGBA instead of RGB"),
-        (pixels(0, 8, 8, 3), ImageFormat(1, 8, "squash"), "mode RGB instead of L"),
+        (pixels(0, 8, 8, 4), spec(3, 8, "crop"), "mode RGBA instead of RGB"),
+        (pixels(0, 8, 8, 3), spec(1, 8, "squash"), "mode RGB instead of L"),
         (pixels(0, 8, 8).astype(np.uint16), GREY8, "mode I;16 instead of L"),
         (pixels(0, 6, 8), GREY8, "8x6 pixels instead of 8x8"),
     ],
 )
-def test_wrong_mode_or_size_is_named(tmp_path, array, fmt, reason):
+def test_wrong_mode_or_size_is_named(tmp_path, array, form, reason):
     path = write_image(tmp_path / "a.png", array)
     with pytest.raises(MisfitImageError) as error:
-        decode_image(path, fmt)
+        decode_image(path, form)
     assert str(error.value) == f"{path}: {reason}"
 
 
 def test_resize_turns_grey_and_cmyk_into_rgb(tmp_path):
     grey = pixels(0)
     path = write_image(tmp_path / "a.png", grey)
-    decoded = decode_image(path, ImageFormat(3, 8, "crop"))
+    decoded = decode_image(path, spec(3, 8, "crop"))
     assert all(np.array_equal(decoded[..., channel], grey) for channel in range(3))
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "b.tif")
-    red = decode_image(tmp_path / "b.tif", ImageFormat(3, 8, "squash"))
+    red = decode_image(tmp_path / "b.tif", spec(3, 8, "squash"))
     assert (red[..., 0] > 200).all()
     assert (red[..., 1:] < 60).all()
 
@@ -111,26 +115,26 @@ def test_crop_takes_the_centre_square_and_squash_everything(tmp_path):
     wide = np.zeros((8, 24), np.uint8)
     wide[:, 8:16] = 200
     path = write_image(tmp_path / "a.png", wide)
-    assert (decode_image(path, ImageFormat(1, 8, "crop")) == 200).all()
-    squashed = decode_image(path, ImageFormat(1, 8, "squash"))
+    assert (decode_image(path, spec(1, 8, "crop")) == 200).all()
+    squashed = decode_image(path, spec(1, 8, "squash"))
     assert squashed[0, 0, 0] == 0
     assert squashed[0, 4, 0] == 200
-    assert (decode_image(path, ImageFormat(1, 4, "crop")) == 200).all()
+    assert (decode_image(path, spec(1, 4, "crop")) == 200).all()
 
 
 def test_crop_of_an_extreme_shape_needs_little_memory(tmp_path):
     path = write_image(tmp_path / "a.png", np.full((1, 50_000), 7, np.uint8))
     # Scaling the shorter side first would make an image of 224 x 11,200,000 pixels.
-    assert (decode_image(path, ImageFormat(1, 224, "crop")) == 7).all()
+    assert (decode_image(path, spec(1, 224, "crop")) == 7).all()
 
 
 def test_arrays_are_fitted_as_files_are(tmp_path):
     array = pixels(6, 12, 10, 3)
     path = write_image(tmp_path / "a.png", array)
     for resize in ("crop", "squash"):
-        fmt = ImageFormat(3, 8, resize)
-        assert np.array_equal(fit_array(array, fmt, "a"), decode_image(path, fmt))
-    grey = ImageFormat(1, 8, "squash")
+        form = spec(3, 8, resize)
+        assert np.array_equal(fit_array(array, form, "a"), decode_image(path, form))
+    grey = spec(1, 8, "squash")
     write_image(path, array[..., 0])
     assert np.array_equal(fit_array(array[..., :1], grey, "a"), decode_image(path, grey))
 

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,17 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from raw_drops import CLASSES, GREY8, class_folders, pixels, write_image
+from raw_drops import CLASSES, GREY8, RGB8, class_folders, pixels, write_image
 
 from crt.data.store import open_store, read_hashes
-from crt.drops.images import ImageFormat, pixel_hash
+from crt.drops.images import pixel_hash
 from crt.drops.npz import write_npz
 from crt.drops.prepare import check_drop, prepare_drop, raw_hashes
 from crt.errors import UserError
+from crt.spec import ImageSpec
 
 
-def prepare(source, out, fmt=GREY8, **options):
-    return prepare_drop(source, out, classes=CLASSES, fmt=fmt, **options)
+def prepare(source, out, spec=GREY8, **options):
+    return prepare_drop(source, out, spec=spec, **options)
 
 
 def contents(folder):
@@ -56,8 +58,16 @@ def test_prepared_drop_keeps_its_contract(tmp_path):
     meta = json.loads((tmp_path / "out" / "meta.json").read_text())
     fingerprint = meta.pop("fingerprint")
     assert len(bytes.fromhex(fingerprint)) == 32
-    assert meta == {"format": 1, "classes": CLASSES, "image_size": 8, "channels": 1, "count": 9, "shards": 1}
-    assert check_drop(source, classes=CLASSES, fmt=GREY8) == summary
+    assert meta == {
+        "format": 2,
+        "classes": CLASSES,
+        "image_size": 8,
+        "channels": 1,
+        "count": 9,
+        "resize": "none",
+        "shards": 1,
+    }
+    assert check_drop(source, spec=GREY8) == summary
     assert not list(tmp_path.glob("*.partial*"))
 
 
@@ -94,7 +104,7 @@ def test_round_trip_of_any_arrays(tmp_path_factory, data, count, channels):
     images = np.stack([pixels(seed, 5, 5, channels) for seed in seeds])
     (folder / "raw").mkdir()
     write_npz(folder / "raw" / "a.npz", images=images, labels=np.array(labels))
-    summary = prepare(folder / "raw", folder / "out", ImageFormat(channels, 5, "none"))
+    summary = prepare(folder / "raw", folder / "out", ImageSpec(tuple(CLASSES), 5, channels))
     store = open_store(folder / "out")
     assert np.array_equal(store.images, images)
     assert store.labels.tolist() == labels
@@ -107,14 +117,14 @@ def test_fingerprint_follows_everything_that_matters(tmp_path):
     source = class_folders(tmp_path / "raw")
     seen = set()
 
-    def fingerprint(fmt=GREY8, classes=CLASSES):
-        prepare_drop(source, tmp_path / "out", classes=classes, fmt=fmt)
+    def fingerprint(spec=GREY8):
+        prepare_drop(source, tmp_path / "out", spec=spec)
         return open_store(tmp_path / "out").fingerprint
 
     first = fingerprint()
     seen.add(first)
-    seen.add(fingerprint(ImageFormat(1, 8, "crop")))
-    seen.add(fingerprint(classes=[*CLASSES, "yak"]))
+    seen.add(fingerprint(replace(GREY8, resize="crop")))
+    seen.add(fingerprint(replace(GREY8, classes=(*CLASSES, "yak"))))
     write_image(source / "cat" / "000.png", pixels(99))
     seen.add(fingerprint())
     (source / "cat" / "001.png").rename(source / "dog" / "001b.png")
@@ -199,13 +209,13 @@ def test_other_size_or_mode_fails_even_when_skipping(tmp_path):
 
 
 def test_resizing_applies_to_files_and_archives(tmp_path):
-    fmt = ImageFormat(3, 8, "crop")
+    spec = replace(RGB8, resize="crop")
     array = pixels(0, 10, 14, 3)
     write_image(tmp_path / "files" / "a.png", array)
     (tmp_path / "npz").mkdir()
     np.savez(tmp_path / "npz" / "a.npz", images=array[None])
     for name in ("files", "npz"):
-        prepare(tmp_path / name, tmp_path / f"{name}.out", fmt)
+        prepare(tmp_path / name, tmp_path / f"{name}.out", spec)
     expected = np.asarray(Image.fromarray(array[:, 2:12]).resize((8, 8), Image.Resampling.BILINEAR))
     for name in ("files", "npz"):
         assert np.array_equal(open_store(tmp_path / f"{name}.out").images[0], expected)
@@ -215,7 +225,7 @@ def test_images_of_the_test_set_are_named(tmp_path):
     test = class_folders(tmp_path / "test", per_class=1, first_seed=1000)
     prepare(test, tmp_path / "out" / "test", need_labels=True)
     hashes = read_hashes(tmp_path / "out" / "test" / "index.parquet")
-    assert hashes == raw_hashes(test, classes=CLASSES, fmt=GREY8)
+    assert hashes == raw_hashes(test, spec=GREY8)
     train = class_folders(tmp_path / "train", per_class=2)
     prepare(train, tmp_path / "out" / "train", test_hashes=hashes)
     for index in range(11):
@@ -265,11 +275,11 @@ def test_a_failure_leaves_the_former_drop(tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
-from crt.drops.images import ImageFormat
+from crt.spec import ImageSpec
 from crt.drops.prepare import prepare_drop
 if __name__ == "__main__":
     source, out, size, workers = sys.argv[1:]
-    prepare_drop(Path(source), Path(out), classes=["cat", "dog", "owl"], fmt=ImageFormat(1, int(size), "none"),
+    prepare_drop(Path(source), Path(out), spec=ImageSpec(("cat", "dog", "owl"), int(size), 1),
                  workers=int(workers))
     import resource
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -288,7 +298,7 @@ def test_a_kill_leaves_nothing_half_written(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not out.exists()
-    prepare(tmp_path / "raw", out, ImageFormat(1, 64, "none"))
+    prepare(tmp_path / "raw", out, replace(GREY8, size=64))
     assert len(open_store(out)) == 20_000
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 

@@ -1,10 +1,9 @@
 """Small networks, written as the field's repositories write their checkpoints."""
 
-import json
 from pathlib import Path
 
-import numpy as np
 import torch
+from prepared_drops import write_prepared
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -116,17 +115,5 @@ def digits() -> tuple[Tensor, Tensor]:
 def prepared_digits(folder: Path, count: int = 600) -> Path:
     """Digits as a prepared drop."""
     images, labels = digits()
-    folder.mkdir(parents=True)
-    np.save(folder / "images.npy", (images[:count].permute(0, 2, 3, 1) * 255).round().byte().numpy())
-    np.save(folder / "labels.npy", labels[:count].numpy())
-    classes = [str(digit) for digit in range(10)]
-    meta = {
-        "format": 1,
-        "fingerprint": "f",
-        "classes": classes,
-        "image_size": 8,
-        "channels": 1,
-        "count": count,
-    }
-    (folder / "meta.json").write_text(json.dumps(meta))
-    return folder
+    pixels = (images[:count].permute(0, 2, 3, 1) * 255).round().byte().numpy()
+    return write_prepared(folder, pixels, labels[:count].tolist())

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from crt.drops.images import ImageFormat
+from crt.spec import ImageSpec
 
 CLASSES = ["cat", "dog", "owl"]
-GREY8 = ImageFormat(channels=1, image_size=8, resize="none")
-RGB8 = ImageFormat(channels=3, image_size=8, resize="none")
+GREY8 = ImageSpec(tuple(CLASSES), size=8, channels=1)
+RGB8 = ImageSpec(tuple(CLASSES), size=8, channels=3)
 
 
 def pixels(seed: int, *shape: int) -> np.ndarray:

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from model_folders import make_network
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from crt.inference.fold import fold_batchnorm
-from crt.models.build import build_model
+from crt.spec import ImageSpec
 
 
 def shaken(model: nn.Module) -> nn.Module:
@@ -36,7 +37,7 @@ def batchnorms(model: nn.Module) -> int:
 )
 def test_same_logits_without_batchnorm(arch: str, size: int, left: int) -> None:
     torch.manual_seed(0)
-    model = shaken(build_model(arch, {}, 10, 3, size, [0.5] * 3, [0.2] * 3))
+    model = shaken(make_network(arch, ImageSpec.numbered(10, size, 3)))
     images = torch.rand(4, 3, size, size)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     folded = fold_batchnorm(model)

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 from convolutions import GEOMETRIES, Twisted
+from model_folders import make_network
 from test_fold import shaken
 from torch import nn
 
 from crt.inference.fold import fold_batchnorm
 from crt.inference.fusion import FusedConvolution, _kernels_are_there, fuse_convolutions
-from crt.models.build import build_model
 
 SHAPE = torch.Size([3, 16, 16])
 pytestmark = pytest.mark.skipif(
@@ -51,7 +51,7 @@ def test_convolution(geometry: dict, relu: bool, dtype: torch.dtype) -> None:
 @torch.no_grad()
 def test_a_network_keeps_its_logits(arch: str, relus: int) -> None:
     torch.manual_seed(0)
-    folded = fold_batchnorm(shaken(build_model(arch, {}, 10, *SHAPE[:2], [0.5] * 3, [0.2] * 3)))
+    folded = fold_batchnorm(shaken(make_network(arch)))
     folded = folded.to(memory_format=torch.channels_last)
     convolutions = sum(type(m) is nn.Conv2d for m in folded.modules())
     network = fuse_convolutions(folded, SHAPE, torch.float32)
@@ -72,7 +72,7 @@ def test_a_network_keeps_its_logits(arch: str, relus: int) -> None:
 @torch.no_grad()
 def test_in_bfloat16_it_is_as_near_to_float32_as_autocast_is() -> None:
     torch.manual_seed(0)
-    folded = fold_batchnorm(shaken(build_model("cifar_resnet20", {}, 10, *SHAPE[:2], [0.5] * 3, [0.2] * 3)))
+    folded = fold_batchnorm(shaken(make_network("cifar_resnet20")))
     network = fuse_convolutions(folded, SHAPE, torch.bfloat16)
     images = torch.rand(64, *SHAPE)
     exact = folded(images)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from convolutions import GEOMETRIES, Twisted
+from model_folders import make_network
 from test_fold import shaken
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +13,6 @@ from torch.nn import functional as F
 from crt.errors import UserError
 from crt.inference.fold import fold_batchnorm
 from crt.inference.int8 import Convolution, Dequantize, Quantize, Scale, calibration_images, quantize
-from crt.models.build import build_model
 
 SHAPE = torch.Size([3, 16, 16])
 
@@ -88,7 +88,7 @@ def test_the_largest_products_do_not_overflow() -> None:
 @pytest.mark.parametrize("arch", ["cifar_resnet20", "resnet18", "resnet50", "regnetx_002"])
 def test_a_network_keeps_its_logits(arch: str) -> None:
     torch.manual_seed(0)
-    folded = fold_batchnorm(shaken(build_model(arch, {}, 10, *SHAPE[:2], [0.5] * 3, [0.2] * 3)))
+    folded = fold_batchnorm(shaken(make_network(arch)))
     convolutions = sum(type(m) is nn.Conv2d for m in folded.modules())
     network = quantize(copy.deepcopy(folded), SHAPE, 0.25)
     assert sum(type(m) is Convolution for m in network.modules()) == convolutions
@@ -99,14 +99,14 @@ def test_a_network_keeps_its_logits(arch: str) -> None:
 
 
 def test_shortcuts_and_relus_are_part_of_their_convolutions() -> None:
-    folded = fold_batchnorm(shaken(build_model("cifar_resnet20", {}, 10, *SHAPE[:2], [0.5] * 3, [0.2] * 3)))
+    folded = fold_batchnorm(shaken(make_network("cifar_resnet20")))
     network = quantize(folded, SHAPE, 0.25)
     names = [type(m).__name__ for m in network.modules()]
     assert [names.count(n) for n in ("Quantize", "Convolution", "Dequantize", "ReLU")] == [1, 21, 1, 0]
 
 
 def test_integers_do_not_depend_on_the_batch() -> None:
-    folded = fold_batchnorm(shaken(build_model("cifar_resnet20", {}, 10, *SHAPE[:2], [0.5] * 3, [0.2] * 3)))
+    folded = fold_batchnorm(shaken(make_network("cifar_resnet20")))
     network = quantize(folded, SHAPE, 0.25)
     (last,) = (m for m in network.modules() if type(m) is Dequantize)
     seen = list[Tensor]()

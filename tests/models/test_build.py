@@ -1,18 +1,19 @@
 import pytest
 import timm
 import torch
+from model_folders import make_network
 
 from crt.errors import UserError
 from crt.models.build import BaseClassifier, Normalize, build_model
 from crt.models.small_images import last_map
+from crt.spec import ImageSpec
 
 TINY_CONVNEXT = {"dims": (8, 16, 16, 16), "depths": (1, 1, 1, 1)}
 TINY_RESNET = {"channels": (8, 16, 16, 16), "layers": (1, 1, 1, 1)}
 
 
 def make(arch="resnet18", args=TINY_RESNET, channels=3, size=32) -> BaseClassifier:
-    torch.manual_seed(0)
-    return build_model(arch, args, 10, channels, size, [0.5] * channels, [0.2] * channels)
+    return make_network(arch, ImageSpec.numbered(10, size, channels), **args)
 
 
 def strides(model) -> list[int]:
@@ -27,6 +28,13 @@ def test_normalization_is_the_first_layer_and_in_buffers():
     images = torch.rand(2, 3, 32, 32)
     model.eval()
     torch.testing.assert_close(model(images), model.network((images - 0.5) / 0.2))
+
+
+def test_pixels_pass_unchanged_unless_told():
+    torch.manual_seed(0)
+    model = build_model("cifar_resnet20", ImageSpec(("a", "b"), 8, 1)).eval()
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(model(images), model.network(images))
 
 
 def test_normalize_by_hand():

@@ -1,47 +1,29 @@
+import hashlib
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from model_folders import make_model
 from safetensors.torch import load_file, save_file
 
-from crt.errors import UserError
-from crt.models.build import build_model
+from crt.errors import DamagedFileError, MissingFileError, UserError
 from crt.models.checkpoint import (
-    FORMAT,
-    ModelInfo,
     load_info,
     load_model,
     model_fingerprint,
-    package_versions,
     save_model,
 )
+from crt.models.cifar_resnet import CifarResNet
+from crt.spec import ImageSpec
 
 MEAN, STD = [0.1, 0.2, 1 / 3], [0.3, 0.2, 0.7]
 
 
 def make(arch="cifar_resnet20", args=None, size=8, seed=0):
-    torch.manual_seed(seed)
-    args = args or {}
-    model = build_model(arch, args, 3, 3, size, MEAN, STD)
-    model(torch.rand(4, 3, size, size))  # running statistics of their own
-    info = ModelInfo(
-        format=FORMAT,
-        arch=arch,
-        arch_args=args,
-        classes=["Katze", "Käfer", "ß"],
-        image_size=size,
-        channels=3,
-        mean=MEAN,
-        std=STD,
-        resize="none",
-        sigma=0.25,
-        method="gaussian",
-        data_fingerprint="d",
-        teacher_fingerprint=None,
-        seed=seed,
-        versions=package_versions(),
-    )
+    spec = ImageSpec(("Katze", "Käfer", "ß"), size, channels=3)
+    model, info = make_model(spec, seed, arch=arch, arch_args=args or {}, mean=MEAN, std=STD)
+    model(torch.rand(4, *spec.shape))  # running statistics of their own
     return model, info
 
 
@@ -106,7 +88,7 @@ def test_the_fingerprint_stands_for_weights_and_architecture(folder, tmp_path):
     assert len(fingerprint) == 64
     save_model(tmp_path / "a", model, replace(info, data_fingerprint="other", seed=5))
     assert model_fingerprint(tmp_path / "a") == fingerprint
-    save_model(tmp_path / "b", model, replace(info, image_size=16))
+    save_model(tmp_path / "b", model, replace(info, spec=replace(info.spec, size=16)))
     assert model_fingerprint(tmp_path / "b") != fingerprint
     with torch.no_grad():
         model.network.fc.bias[0] += 1e-6
@@ -142,21 +124,75 @@ def test_a_description_that_is_no_json_is_refused(folder):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"sigma": "x"}, "sigma: "),
-        ({"sigma": 0.0}, "sigma: "),
-        ({"image_size": 100_000}, "image_size: "),
-        ({"channels": 1.5}, "channels: "),
-        ({"classes": []}, "classes: "),
-        ({"mean": [None]}, r"mean\.0: "),
-        ({"std": [float("inf")]}, r"std\.0: "),
-        ({"arch_args": "{}"}, "arch_args: "),
+        ({"sigma": "x"}, 'sigma is "x", not a positive number'),
+        ({"sigma": 0.0}, "sigma is 0.0, not a positive number"),
+        ({"sigma": True}, "sigma is true, not a positive number"),
+        ({"image_size": 100_000}, "image_size is 100000, not a whole number from 1 to 2048"),
+        ({"channels": 1.5}, "channels is 1.5, not a whole number from 1 to 16"),
+        ({"classes": []}, "classes is [], not a list of names"),
+        ({"classes": ["a", 1, "b"]}, 'classes is ["a", 1, "b"], not a list of names'),
+        ({"resize": "stretch"}, 'resize is "stretch", not one of none, crop, squash'),
+        ({"mean": [None]}, "mean is [null], not a list of numbers"),
+        ({"std": [float("inf")]}, "std is [Infinity], not a list of numbers"),
+        ({"std": [10**400]}, "not a list of numbers"),
+        ({"arch_args": "{}"}, 'arch_args is "{}", not a mapping'),
+        ({"seed": "0"}, 'seed is "0", not a whole number or null'),
+        ({"versions": {"torch": 2}}, 'versions is {"torch": 2}, not texts by name'),
+        ({"source": []}, "source is [], not texts by name, or null"),
+        ({"teacher_fingerprint": 1}, "teacher_fingerprint is 1, not text or null"),
     ],
 )
 def test_values_that_no_model_has_are_refused(folder, changes, said):
     _edit(folder, **changes)
-    with pytest.raises(UserError, match=rf"model\.json is damaged \({said}.*get the model again") as error:
+    with pytest.raises(DamagedFileError, match=r"model\.json is damaged .*: get the model again$") as error:
         load_model(folder)
-    assert "\n" not in str(error.value)
+    assert said in str(error.value)
+
+
+FORMAT_1 = {
+    "arch": "cifar_resnet20",
+    "arch_args": {},
+    "channels": 1,
+    "classes": ["zero", "one"],
+    "data_fingerprint": "d",
+    "format": 1,
+    "image_size": 8,
+    "init_fingerprint": None,
+    "mean": [0.3],
+    "method": "crt",
+    "resize": "crop",
+    "seed": 3,
+    "sigma": 1,
+    "source": None,
+    "std": [0.4],
+    "teacher_fingerprint": "t",
+    "versions": {"crt": "0.1.0", "timm": "1.0.20", "torch": "2.6.0"},
+}
+
+
+@pytest.mark.parametrize("absent", [(), ("init_fingerprint",), ("init_fingerprint", "source")])
+def test_a_model_folder_of_format_1_is_read(tmp_path, absent):
+    """Spelled out here, so that a change of what is written cannot change what is read."""
+    folder = tmp_path / "m"
+    folder.mkdir()
+    described = {key: value for key, value in FORMAT_1.items() if key not in absent}
+    (folder / "model.json").write_text(json.dumps(described))
+    torch.manual_seed(0)
+    network = CifarResNet(20, 2, 1)
+    front = {"normalize.mean": torch.tensor([0.3]), "normalize.std": torch.tensor([0.4])}
+    weights = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    save_file({**front, **weights}, folder / "model.safetensors")
+
+    model, info = load_model(str(folder))
+    images = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), network.eval()((images - 0.3) / 0.4))
+    assert info.spec == ImageSpec(("zero", "one"), 8, 1, "crop")
+    assert (info.sigma, info.seed, info.teacher_fingerprint, info.source) == (1, 3, "t", None)
+    assert json.loads(info.to_json()) == FORMAT_1
+    expected = hashlib.sha256(json.dumps(["cifar_resnet20", {}, 2, 1, 8]).encode())
+    expected.update((folder / "model.safetensors").read_bytes())
+    assert model_fingerprint(folder) == expected.hexdigest()
 
 
 def test_a_description_that_is_no_text_is_refused(folder):
@@ -196,5 +232,6 @@ def test_damaged_or_missing_weights_are_refused(folder):
 
 
 def test_no_model_at_all(tmp_path):
-    with pytest.raises(UserError, match=r"holds no model\.json.*dvc repro"):
+    with pytest.raises(MissingFileError, match=r"holds no model\.json: name a model folder") as error:
         load_model(tmp_path)
+    assert error.value.path == tmp_path

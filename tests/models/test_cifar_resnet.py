@@ -7,6 +7,7 @@ import torch
 from crt.errors import UserError
 from crt.models.build import build_model
 from crt.models.cifar_resnet import CifarResNet, depth_of
+from crt.spec import ImageSpec
 
 
 def parameters(model) -> int:
@@ -59,7 +60,7 @@ def test_maps_halve_twice_and_operations_are_40_8_million():
 
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (28, 1), (32, 3), (65, 3)])
 def test_other_sizes_and_channels(size, channels):
-    model = build_model("cifar_resnet20", {}, 7, channels, size, [0.5] * channels, [0.2] * channels)
+    model = build_model("cifar_resnet20", ImageSpec.numbered(7, size, channels))
     assert model(torch.rand(2, channels, size, size)).shape == (2, 7)
 
 
@@ -75,12 +76,12 @@ def test_depths_by_name():
     with pytest.raises(UserError, match="cifar_resnet20, cifar_resnet32"):
         depth_of("cifar_resnet21")
     with pytest.raises(UserError, match="takes no arch_args"):
-        build_model("cifar_resnet20", {"width": 2}, 10, 3, 32, [0.5] * 3, [0.2] * 3)
+        build_model("cifar_resnet20", ImageSpec.numbered(10, 32, 3), {"width": 2})
 
 
 def test_needs_no_timm():
     code = (
-        "import sys; from crt.models.build import build_model; import crt.models.checkpoint; "
-        "build_model('cifar_resnet20', {}, 10, 3, 32, [0.5] * 3, [0.2] * 3); assert 'timm' not in sys.modules"
+        "import sys, crt.models.checkpoint; "
+        "crt.build_model('cifar_resnet20', crt.ImageSpec.numbered(10, 32, 3)); assert 'timm' not in sys.modules"
     )
     run([sys.executable, "-c", code], check=True)

@@ -5,22 +5,22 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from model_folders import make_model
 
-from crt.models.build import BaseClassifier, build_model
-from crt.models.checkpoint import FORMAT, ModelInfo, load_model, package_versions, save_model
+from crt.models.build import BaseClassifier
+from crt.models.checkpoint import ModelInfo, load_model, save_model
 from crt.models.small_images import last_map
+from crt.spec import ImageSpec
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 STUDENTS = sorted(file.stem for file in (CONF / "student").glob("[!_]*.yaml"))
 SCALES = {file.stem: yaml.safe_load(file.read_text()) for file in (CONF / "networks").glob("*.yaml")}
 
 
-def build(scale: str, student: str, size: int, channels: int) -> BaseClassifier:
+def make(scale: str, student: str, size: int, channels: int) -> tuple[BaseClassifier, ModelInfo]:
     network = SCALES[scale][student]
-    torch.manual_seed(0)
-    return build_model(
-        network["arch"], network["arch_args"], 10, channels, size, [0.5] * channels, [0.2] * channels
-    )
+    spec = ImageSpec.numbered(10, size, channels)
+    return make_model(spec, arch=network["arch"], arch_args=network["arch_args"])
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -31,30 +31,12 @@ def test_every_student_has_a_network_at_every_scale(scale):
 @pytest.mark.parametrize("student", STUDENTS)
 @pytest.mark.parametrize(("scale", "size", "channels"), [("tiny", 8, 1), ("small", 32, 3)])
 def test_every_student_learns_and_comes_back_bit_by_bit(scale, size, channels, student, tmp_path):
-    model = build(scale, student, size, channels)
-    network = SCALES[scale][student]
+    model, info = make(scale, student, size, channels)
     images = torch.rand(2, channels, size, size)
     model(images).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert last_map(model.network, images[:1]) >= (3 if size > 12 else 2)
     model.eval()
-    info = ModelInfo(
-        format=FORMAT,
-        arch=network["arch"],
-        arch_args=network["arch_args"],
-        classes=[str(k) for k in range(10)],
-        image_size=size,
-        channels=channels,
-        mean=[0.5] * channels,
-        std=[0.2] * channels,
-        resize="none",
-        sigma=0.25,
-        method="crt",
-        data_fingerprint="d",
-        teacher_fingerprint="t",
-        seed=0,
-        versions=package_versions(),
-    )
     save_model(tmp_path / "model", model, info)
     loaded, _ = load_model(tmp_path / "model")
     with torch.no_grad():
@@ -66,7 +48,7 @@ def test_every_student_learns_and_comes_back_bit_by_bit(scale, size, channels, s
 def test_every_student_fits_other_images_too(student):
     for size, channels in ((28, 1), (64, 3), (224, 3)):
         scale = "large" if size == 224 else "small"
-        model = build(scale, student, size, channels).eval()
+        model = make(scale, student, size, channels)[0].eval()
         with torch.no_grad():
             assert model(torch.rand(1, channels, size, size)).shape == (1, 10)
             assert last_map(model.network, torch.rand(1, channels, size, size)) >= 3

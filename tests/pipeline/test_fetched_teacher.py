@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from dvc.repo import Repo
+from model_folders import write_model
 from safetensors.torch import load_file
 
 from crt.errors import UserError
-from crt.models.build import build_model
-from crt.models.checkpoint import FORMAT, ModelInfo, load_info, load_model, save_model
+from crt.models.checkpoint import load_info, load_model
 from crt.models.cifar_resnet import CifarResNet
 from crt.references.fetch import sha256_of
 from crt.references.locate import locate, parse
@@ -37,12 +37,7 @@ def command(*words: str, cwd: Path) -> str:
 def released(tmp_path_factory) -> Path:
     """A small model folder."""
     folder = tmp_path_factory.mktemp("released") / "teacher"
-    info = ModelInfo(
-        format=FORMAT, arch="cifar_resnet20", arch_args={}, classes=DIGITS, image_size=8, channels=1, mean=[0.0], std=[1.0],
-        resize="none", sigma=0.25, method="gaussian", data_fingerprint="d", teacher_fingerprint=None, seed=0, versions={},
-    )  # fmt: skip
-    torch.manual_seed(0)
-    save_model(folder, build_model("cifar_resnet20", {}, 10, 1, 8, [0.0], [1.0]), info)
+    write_model(folder, mean=[0.0], std=[1.0])
     return folder
 
 
@@ -223,7 +218,12 @@ def test_a_published_checkpoint_becomes_the_teacher(prepared, checkpoint, tmp_pa
     for said in ("recognised cifar_resnet20", "normalise, MNIST", "trained with sigma 0.25", "10 classes"):
         assert said in done.stderr
     model, info = load_model(outputs[0])
-    assert (info.arch, info.sigma, info.classes, info.method) == ("cifar_resnet20", 0.25, DIGITS, "published")
+    assert (info.arch, info.sigma, info.spec.classes, info.method) == (
+        "cifar_resnet20",
+        0.25,
+        tuple(DIGITS),
+        "published",
+    )
     assert info.mean == pytest.approx([0.1307])
     assert info.std == pytest.approx([0.3081])
     assert info.source["sha256"] == sha256

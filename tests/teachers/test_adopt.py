@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_folders import make_model, make_network
 from published_files import Front, digits_teacher, prepared_digits, save_cohen
 from safetensors.torch import save_file
 from torch import nn
@@ -12,9 +13,9 @@ from torch import nn
 from crt.commands.compose import composed
 from crt.config import Config, FetchedTeacher
 from crt.errors import UserError
-from crt.models.build import build_model
 from crt.models.checkpoint import load_model, save_model
 from crt.references.fetch import sha256_of
+from crt.spec import ImageSpec
 from crt.teachers.adopt import adopt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,9 +154,7 @@ def test_a_timm_network_without_batchnorm_needs_name_and_normalization(bench):
 def test_another_number_of_classes(bench):
     save_cohen(
         bench.root / "b.pth",
-        nn.Sequential(
-            Front((0.0,), (1.0,)), build_model("cifar_resnet20", {}, 7, 1, 8, [0.0], [1.0]).network
-        ),
+        nn.Sequential(Front((0.0,), (1.0,)), make_network(spec=ImageSpec.numbered(7, 8, 1)).network),
     )
     bench.refused("has 7 outputs and data/classes.txt has 10", ref=bench.pin("b.pth"))
 
@@ -170,7 +169,7 @@ def test_a_wrong_normalization_fails_with_its_name(bench):
 def test_another_class_order_fails_and_is_mended_by_what_it_says(bench, source, tmp_path):
     order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
     head = source[1].fc
-    network = build_model("cifar_resnet20", {}, 10, 1, 8, [0.0], [1.0]).network
+    network = make_model()[0].network
     network.load_state_dict(
         {**source[1].state_dict(), "fc.weight": head.weight[order], "fc.bias": head.bias[order]}
     )
@@ -181,7 +180,7 @@ def test_another_class_order_fails_and_is_mended_by_what_it_says(bench, source, 
     bench.refused("name different classes", ref=bench.pin("c.pth"), classes=[*names[:9], "cat"])
     bench.adopt(ref=bench.pin("c.pth"), classes=names)
     assert torch.allclose(logits(bench.folder), expected(source), atol=1e-5)
-    assert load_model(bench.folder)[1].classes == sorted(names)
+    assert load_model(bench.folder)[1].spec.classes == tuple(sorted(names))
 
 
 def test_an_ensemble_of_references(bench, source):

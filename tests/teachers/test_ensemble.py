@@ -1,30 +1,29 @@
 """An ensemble is a base classifier: the mean of its members' logits, in the one model folder."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from model_folders import make_model
 from published_files import CIFAR10, lively
 
 from crt.certification.smoothing import SmoothedClassifier
 from crt.errors import UserError
 from crt.inference.fold import fold_batchnorm
-from crt.models.build import build_model
-from crt.models.checkpoint import FORMAT, ModelInfo, load_info, load_model, model_fingerprint, save_model
+from crt.models.checkpoint import load_info, load_model, model_fingerprint, save_model
+from crt.spec import ImageSpec
 from crt.teachers.ensemble import combine
 
 IMAGES = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
+SPEC = ImageSpec(tuple("abcd"), size=16, channels=3)
+
+
 def member(arch: str, seed: int, mean, std, method="gaussian"):
-    torch.manual_seed(seed)
-    model = build_model(arch, {}, 4, 3, 16, mean, std)
+    model, info = make_model(SPEC, seed, arch=arch, mean=list(mean), std=list(std), method=method)
     lively(model, seed)
-    info = ModelInfo(
-        format=FORMAT, arch=arch, arch_args={}, classes=list("abcd"), image_size=16, channels=3, mean=list(mean),
-        std=list(std), resize="none", sigma=0.25, method=method, data_fingerprint="d", teacher_fingerprint=None, seed=seed,
-        versions={},
-    )  # fmt: skip
     return model.eval(), info
 
 
@@ -46,11 +45,11 @@ def test_logits_are_the_mean_of_the_members(members):
     model, info = combine(members)
     with torch.no_grad():
         assert torch.allclose(model(IMAGES), mean_logits(members), atol=1e-6)
-    assert (info.arch, info.method, info.sigma, info.classes) == (
+    assert (info.arch, info.method, info.sigma, info.spec) == (
         "ensemble",
         "gaussian+macer",
         0.25,
-        list("abcd"),
+        SPEC,
     )
     assert (info.mean, info.std) == ([0.0] * 3, [1.0] * 3)
     assert info.data_fingerprint == "d"
@@ -91,11 +90,19 @@ def test_an_ensemble_of_ensembles(members):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("classes", list("abdc")), ("image_size", 32), ("channels", 1), ("sigma", 0.5)]
+    ("changes", "said"),
+    [
+        ({"spec": replace(SPEC, classes=tuple("abdc"))}, "class 2 ('d' and 'c')"),
+        ({"spec": replace(SPEC, size=32)}, "image size (32 and 16)"),
+        ({"spec": replace(SPEC, channels=1)}, "channels (1 and 3)"),
+        ({"spec": replace(SPEC, resize="crop")}, "resize (crop and none)"),
+        ({"sigma": 0.5}, "sigma (0.5 and 0.25)"),
+    ],
 )
-def test_members_must_agree(members, name, value):
-    other = members[1][0], replace(members[1][1], **{name: value})
-    with pytest.raises(UserError, match=f"member 2 of the ensemble has {name}"):
+def test_members_must_agree(members, changes, said):
+    other = members[1][0], replace(members[1][1], **changes)
+    message = f"member 2 and member 1 of the ensemble differ in {said}: take members that agree"
+    with pytest.raises(UserError, match=re.escape(message)):
         combine([members[0], other])
 
 

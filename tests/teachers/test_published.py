@@ -12,6 +12,7 @@ from torch import nn
 
 from crt.errors import UserError
 from crt.models.build import build_model
+from crt.spec import ImageSpec
 from crt.teachers.published import build, in_order, recognise
 from crt.teachers.safe_load import load_checkpoint
 
@@ -20,9 +21,13 @@ CENTRE = (CIFAR10[0], (1.0,) * 3)
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
+def built(found, source, channels, size, *front):
+    return build(found, source, ImageSpec.numbered(found.num_classes, size, channels), *front)
+
+
 def logits(path, front, images=IMAGES, **arch):
     found = recognise(load_checkpoint(path), path.name, **arch)
-    model = build(found, path.name, *images.shape[1:3], *front)
+    model = built(found, path.name, images.shape[1], images.shape[2], *front)
     with torch.no_grad():
         return found, model(images)
 
@@ -167,7 +172,7 @@ def test_timms_training_script_writes_the_name_beside_the_weights(tmp_path):
 
 
 def test_our_own_weights_without_their_description(tmp_path):
-    source = build_model("cifar_resnet20", {}, 10, 3, 32, *CIFAR10).eval()
+    source = build_model("cifar_resnet20", ImageSpec.numbered(10, 32, 3), None, *CIFAR10).eval()
     save_file(source.state_dict(), tmp_path / "model.safetensors")
     found = recognise(load_checkpoint(tmp_path / "model.safetensors"), "a")
     assert found.front is not None
@@ -193,16 +198,16 @@ def test_grey_images_and_class_count():
     network = cifar(20, classes=4, channels=1)
     found = recognise(network.state_dict(), "x")
     assert found.num_classes == 4
-    model = build(found, "x", 1, 28, (0.0,), (1.0,))
+    model = built(found, "x", 1, 28, (0.0,), (1.0,))
     assert same(network, model(IMAGES[:, :1, :28, :28]), IMAGES[:, :1, :28, :28])
     with pytest.raises(UserError, match=r"conv1.weight is torch.float32 \[16, 1, 3, 3\]"):
-        build(found, "x", 3, 32, *IDENTITY)
+        built(found, "x", 3, 32, *IDENTITY)
 
 
 def test_outputs_are_put_into_the_wanted_order():
     network = cifar(classes=3)
     found = in_order(recognise(network.state_dict(), "x"), ["b", "c", "a"], ["a", "b", "c"])
-    model = build(found, "x", 3, 32, *IDENTITY)
+    model = built(found, "x", 3, 32, *IDENTITY)
     with torch.no_grad():
         assert torch.allclose(model(IMAGES), network(IMAGES)[:, [2, 0, 1]], atol=1e-6)
 
@@ -251,7 +256,7 @@ def test_a_misfit_is_listed_in_ten_lines():
     wrong = {name.replace("layer1", "layer9"): tensor for name, tensor in state.items()}
     found = recognise(wrong, "x", arch="resnet18")
     with pytest.raises(UserError) as error:
-        build(found, "x", 3, 64, *IDENTITY)
+        built(found, "x", 3, 64, *IDENTITY)
     lines = str(error.value).splitlines()
     assert lines[0].startswith("x does not fit resnet18")
     assert len(lines) == 1 + 10
@@ -262,4 +267,4 @@ def test_a_misfit_is_listed_in_ten_lines():
     with pytest.raises(
         UserError, match=r"fc.weight is torch.float32 \[10, 3\] instead of torch.float32 \[10, 512\]"
     ):
-        build(recognise(shape, "x", arch="resnet18"), "x", 3, 64, *IDENTITY)
+        built(recognise(shape, "x", arch="resnet18"), "x", 3, 64, *IDENTITY)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from prepared_drops import spec_of, store_of
 from torch import nn
 
 from crt.bank import CHUNK, BankBatches, write_bank
@@ -31,7 +32,9 @@ def store(name: str, count: int) -> Store:
     rng = np.random.default_rng(count)
     images = rng.integers(0, 256, (count, 6, 6, 1), dtype=np.uint8)
     fingerprint = hashlib.sha256(name.encode()).hexdigest()
-    return Store(Path(name), images, np.arange(count) % 4, list("abcd"), fingerprint, 6, 1)
+    return store_of(
+        images, np.arange(count) % 4, spec=spec_of(images, 4), path=Path(name), fingerprint=fingerprint
+    )
 
 
 def teacher(seed: int = 0) -> nn.Module:

@@ -1,12 +1,14 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared_drops import store_of
 
 from crt.data.store import Store
 from crt.errors import UserError
@@ -22,14 +24,10 @@ def store(tmp_path, count: int, size: int = 4, channels: int = 1, first: int = 0
     images[:, 0, 0] = 255
     file = tmp_path / f"{first}-{count}-{size}.npy"
     np.save(file, images)
-    return Store(
+    return store_of(
+        np.load(file, mmap_mode="r"),
+        np.arange(first, first + count) if labels is None else labels,
         path=tmp_path / "drop",
-        images=np.load(file, mmap_mode="r"),
-        labels=np.arange(first, first + count) if labels is None else np.array(labels),
-        classes=[str(i) for i in range(10)],
-        fingerprint="f",
-        image_size=size,
-        channels=channels,
     )
 
 
@@ -106,7 +104,7 @@ def test_each_image_is_a_crop_of_the_padded_one_perhaps_mirrored(
 ):
     rng = np.random.default_rng(size)
     images = rng.integers(1, 256, (6, size, size, channels), dtype=np.uint8)
-    drop = Store(tmp_path_factory.getbasetemp(), images, np.arange(6), [], "f", size, channels)
+    drop = store_of(images, np.arange(6))
     loader = batches([drop], 3, crop_padding=padding, flip=flip, resident=resident)
     padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     for batch, labels in loader.epoch(epoch):
@@ -170,7 +168,7 @@ def test_an_epoch_that_is_left_early_leaves_no_thread(tmp_path):
 
 def test_an_error_of_the_reading_thread_reaches_the_loop(tmp_path):
     drop = store(tmp_path, 20)
-    broken = Store(**{**vars(drop), "images": drop.images[:10]})  # fewer images than labels
+    broken = replace(drop, images=drop.images[:10])  # fewer images than labels
     with pytest.raises(IndexError):
         list(batches([broken], 4, resident=False).epoch(0))
 
@@ -180,7 +178,7 @@ def test_memory_does_not_grow_with_a_sparse_file_larger_than_memory(tmp_path):
     count, shape = 350_000, (256, 256, 3)
     images = np.lib.format.open_memmap(tmp_path / "big.npy", mode="w+", dtype=np.uint8, shape=(count, *shape))
     images[7] = 9
-    drop = Store(tmp_path, images, np.arange(count), [], "f", 256, 3)
+    drop = store_of(images, np.arange(count))
     loader = batches([drop], 4)
     (images_now, labels) = next(loader.epoch(0))
     assert images_now.shape == (4, 3, 256, 256)
@@ -190,7 +188,7 @@ def test_memory_does_not_grow_with_a_sparse_file_larger_than_memory(tmp_path):
 def test_mean_and_std_are_exact_over_all_drops(tmp_path):
     rng = np.random.default_rng(0)
     parts = [rng.integers(0, 256, (n, 5, 5, 3), dtype=np.uint8) for n in (3, 10)]
-    drops = [Store(tmp_path, part, np.zeros(len(part)), [], "f", 5, 3) for part in parts]
+    drops = [store_of(part) for part in parts]
     mean, std = mean_and_std(drops, chunk=4)
     pixels = np.concatenate(parts).reshape(-1, 3) / 255
     np.testing.assert_allclose(mean, pixels.mean(0), rtol=1e-12)
@@ -198,7 +196,7 @@ def test_mean_and_std_are_exact_over_all_drops(tmp_path):
 
 
 def test_a_constant_channel_gets_std_1(tmp_path):
-    drop = Store(tmp_path, np.full((3, 2, 2, 1), 51, np.uint8), np.zeros(3), [], "f", 2, 1)
+    drop = store_of(np.full((3, 2, 2, 1), 51, np.uint8))
     assert mean_and_std([drop]) == ([0.2], [1.0])
 
 
@@ -220,9 +218,11 @@ import numpy as np
 import torch
 from crt.training.batches import Batches
 from crt.data.store import Store
+from crt.spec import ImageSpec
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 images = np.load(sys.argv[1], mmap_mode="r")
-store = Store(Path("large"), images, np.zeros(len(images), np.int64), ["0"], "f", images.shape[1], 3)
+spec = ImageSpec(("0",), images.shape[1], 3)
+store = Store(Path("large"), images, np.zeros(len(images), np.int64), spec, "f")
 loader = Batches([store], 64, crop_padding=0, crop_area=0.5, flip=True, seed=0, device=torch.device("cpu"))
 for step, (batch, labels) in enumerate(loader.epoch(0)):
     assert batch.shape == (64, 3, 224, 224)

@@ -1,18 +1,18 @@
 """Students that become teachers: three generations on the digits, and what each loses."""
 
-import hashlib
-import json
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from prepared_drops import write_prepared
 from sklearn.datasets import load_digits
 
 from crt.certification.smoothing import SmoothedClassifier
 from crt.commands.compose import composed
 from crt.models.checkpoint import load_info, load_model, model_fingerprint
+from crt.spec import to_unit
 from crt.training.fit import Files, fit
 
 pytestmark = pytest.mark.slow
@@ -29,19 +29,8 @@ def digits(tmp_path_factory) -> tuple[Path, torch.Tensor, torch.Tensor]:
     pixels, labels = load_digits(return_X_y=True)
     images = (pixels.reshape(-1, 8, 8, 1) * (255 / 16)).round().astype(np.uint8)
     folder = tmp_path_factory.mktemp("digits") / "drop"
-    folder.mkdir()
-    np.save(folder / "images.npy", images[:1500])
-    np.save(folder / "labels.npy", labels[:1500].astype(np.int64))
-    facts = {
-        "format": 1,
-        "fingerprint": hashlib.sha256(images[:1500].tobytes()).hexdigest(),
-        "classes": [str(k) for k in range(10)],
-        "image_size": 8,
-        "channels": 1,
-        "count": 1500,
-    }
-    (folder / "meta.json").write_text(json.dumps(facts))
-    rest = torch.from_numpy(images[1500:1580].copy()).permute(0, 3, 1, 2).float() / 255
+    write_prepared(folder, images[:1500], labels[:1500])
+    rest = to_unit(images[1500:1580])
     return folder, rest, torch.from_numpy(labels[1500:1580])
 
 

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from model_folders import make_network
+from prepared_drops import spec_of, write_prepared
 
 from crt.commands.compose import composed
 from crt.config import Config
 from crt.errors import UserError
-from crt.models.build import build_model
 from crt.models.checkpoint import load_model, model_fingerprint
+from crt.spec import ImageSpec
 from crt.training.fit import Files, fit, frozen_teacher
 from crt.training.numerics import precision_of
 
@@ -24,22 +26,11 @@ NET = ["arch=resnet18", "arch_args={layers: [1,1,1,1], channels: [8,8,8,8]}", "e
 
 
 def drop(folder: Path, count: int = 40, classes: int = 10, size: int = 8, unlabelled: int = 0) -> Path:
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(count)
+    rng = np.random.default_rng([count, *folder.name.encode()])
     labels = np.arange(count) % classes
     labels[:unlabelled] = -1
-    np.save(folder / "images.npy", rng.integers(0, 256, (count, size, size, 1), dtype=np.uint8))
-    np.save(folder / "labels.npy", labels)
-    meta = {
-        "format": 1,
-        "fingerprint": hashlib.sha256(folder.name.encode()).hexdigest(),
-        "classes": [str(i) for i in range(classes)],
-        "image_size": size,
-        "channels": 1,
-        "count": count,
-    }
-    (folder / "meta.json").write_text(json.dumps(meta))
-    return folder
+    images = rng.integers(0, 256, (count, size, size, 1), dtype=np.uint8)
+    return write_prepared(folder, images, labels, spec_of(images, classes))
 
 
 @dataclass(frozen=True)
@@ -106,7 +97,7 @@ def test_a_teacher(place, teacher):
     assert info.method == "consistency"
     assert info.teacher_fingerprint is None
     assert (info.sigma, info.resize, info.seed) == (0.25, "none", 0)
-    assert info.classes == [str(i) for i in range(10)]
+    assert info.spec == ImageSpec.numbered(10, 8, 1)
     pixels = np.load(place.drops[0] / "images.npy") / 255
     np.testing.assert_allclose(info.mean, pixels.mean(), rtol=1e-12)
     np.testing.assert_allclose(model.normalize.std.numpy(), pixels.std(), rtol=1e-6)
@@ -182,8 +173,8 @@ def test_direct_training_needs_no_teacher_and_names_none(place, teacher):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"classes": 9}, r"classes"),
-        ({"size": 12}, r"image_size 8 but the student's is 12"),
+        ({"classes": 9}, r"differ in the number of classes \(10 and 9\)"),
+        ({"size": 12}, r"differ in image size \(8 and 12\)"),
     ],
 )
 def test_a_teacher_for_other_data_is_refused(place, teacher, tmp_path, change, said):
@@ -194,7 +185,7 @@ def test_a_teacher_for_other_data_is_refused(place, teacher, tmp_path, change, s
 
 def test_a_frozen_teacher_is_the_same_function_in_fewer_parts():
     torch.manual_seed(0)
-    model = build_model("cifar_resnet20", {}, 10, 3, 16, [0.5] * 3, [0.2] * 3).train()
+    model = make_network(spec=ImageSpec.numbered(10, 16, 3))
     model(torch.rand(64, 3, 16, 16))  # BatchNorm's statistics are no longer 0 and 1
     frozen = frozen_teacher(model)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in frozen.modules())
@@ -205,7 +196,7 @@ def test_a_frozen_teacher_is_the_same_function_in_fewer_parts():
 
 
 def test_a_teacher_for_another_sigma_is_refused(place, teacher):
-    with pytest.raises(UserError, match=r"teacher .* has sigma 0\.25 but the student's is 0\.5"):
+    with pytest.raises(UserError, match=r"teacher .* differ in sigma \(0\.25 and 0\.5\)"):
         place.student("sigma=0.5", teacher=teacher, name="other")
 
 
@@ -217,12 +208,12 @@ def test_a_missing_teacher(place, tmp_path):
 
 
 def test_a_missing_drop(place, tmp_path):
-    with pytest.raises(UserError, match="dvc repro"):
+    with pytest.raises(UserError, match="nothing/meta.json is missing: prepare the drop again"):
         place.student(teacher=None, name="other", drops=[tmp_path / "nothing"])
 
 
 def test_drops_that_differ_are_refused(place, teacher, tmp_path):
-    with pytest.raises(UserError, match="differ in image_size"):
+    with pytest.raises(UserError, match=r"differ in image size \(12 and 8\)"):
         place.student(teacher=teacher, name="other", drops=[*place.drops, drop(tmp_path / "d", size=12)])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from prepared_drops import spec_of, store_of
 from safetensors.torch import save_file
 from torch import nn
 
@@ -47,7 +48,7 @@ def store() -> Store:
     labels = np.arange(24) % 2
     images = rng.integers(0, 256, (24, 6, 6, 1), dtype=np.uint8)
     images[labels == 1, :3] //= 4  # class 1 is dark above
-    return Store(Path("toy"), images, labels, ["0", "1"], "f", 6, 1)
+    return store_of(images, labels, spec=spec_of(images, 2))
 
 
 def network(seed: int = 0) -> nn.Module:
