@@ -3,9 +3,8 @@
 import hashlib
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
 
 from crt.errors import UserError
 from crt.files import replacing
@@ -58,29 +57,36 @@ def parse(text: str, sha256: str | None = None) -> Reference:
 def locate(ref: Reference, root: Path, work: Path) -> Path:
     """The model folder, or the file of weights, that `ref` names.
 
-    `path:` is relative to the repository's root. What lies elsewhere is fetched into `work`, where an interrupted
-    download goes on and a finished one is found again. A SHA-256 is that of the file, or of a folder's weights.
+    `path:` is relative to `root`. What lies elsewhere is fetched into `work`, where it is found again, or for the hub into
+    the hub's own cache. A SHA-256 is that of the file, or of a folder's weights.
 
     Raises:
-        UserError: it is not there or cannot be got, it is not pinned where its source can change, or its hash is
+        UserError: it is not there or cannot be fetched, it is not pinned where its source can change, or its hash is
             another one.
     """
     if ref.form == "path":
         place = root / ref.rest
         if not place.is_file() and not (place / "model.json").is_file():
             raise UserError(
-                f"model reference {ref.text!r}: {place} is no file and holds no model.json; check the path or `dvc pull` it"
+                f"model reference {ref.text!r}: {place} is no file and holds no model.json: check the path, and that its data is on this machine"
             )
         return _checked(ref, place)
     target = work / hashlib.sha256(f"{ref.text} {ref.sha256}".encode()).hexdigest()[:16]
-    if ref.form in ("https", "http"):
-        return _download(ref, ref.text, target, ref.sha256)
     if ref.form == "hf":
-        return _from_hub(ref, target)
+        return _from_hub(ref)
     if ref.form == "registry":
         return _from_registry(ref, root, target)
     if ref.sha256 is None:
-        _ask_for_hash(ref)
+        raise UserError(
+            f"model reference {ref.text!r} can change: write #sha256=<hex> behind it, the hash of the file of weights, "
+            "or give sha256 beside it"
+        )
+    if ref.form in ("https", "http"):
+        from crt.references.fetch import download
+
+        if not target.is_file():
+            download(ref.text, target, ref.sha256)
+        return target
     if not target.exists():
         from crt.references.fetch_dvc import get_url
 
@@ -126,7 +132,7 @@ def _checked(ref: Reference, place: Path) -> Path:
         found = sha256_of(file)
         if found != ref.sha256:
             if ref.form != "path":
-                discard(place)
+                discard(place.resolve())  # in the hub's cache, `place` is a link
             raise UserError(
                 f"model reference {ref.text!r}: {file} has SHA-256 {found} instead of {ref.sha256}; "
                 "check the reference and the hash"
@@ -134,18 +140,8 @@ def _checked(ref: Reference, place: Path) -> Path:
     return place
 
 
-def _download(ref: Reference, url: str, target: Path, sha256: str | None) -> Path:
-    from crt.references.fetch import download
-
-    if sha256 is None:
-        _ask_for_hash(ref)
-    if not target.is_file():
-        download(url, target, sha256)
-    return target
-
-
-def _from_hub(ref: Reference, target: Path) -> Path:
-    from crt.references.fetch import hub_address, is_commit
+def _from_hub(ref: Reference) -> Path:
+    from crt.references.fetch_hub import get_hub_file, is_commit
 
     match = re.fullmatch(r"//([\w.-]+(?:/[\w.-]+)?)(?:@([^/]+))?/(.+)", ref.rest)
     if match is None or ".." in ref.rest.split("/"):
@@ -160,10 +156,8 @@ def _from_hub(ref: Reference, target: Path) -> Path:
             f"model reference {ref.text!r} can change, since {revision!r} is no commit hash: give that, or write "
             "#sha256=<hex> behind it"
         )
-    if target.is_file():
-        return _checked(ref, target)
-    url, known = hub_address(repo, file, revision)
-    return _download(ref, url, target, ref.sha256 or known)
+    place, stated = get_hub_file(repo, file, revision)
+    return _checked(replace(ref, sha256=ref.sha256 or stated), place)
 
 
 def _from_registry(ref: Reference, root: Path, target: Path) -> Path:
@@ -177,10 +171,3 @@ def _from_registry(ref: Reference, root: Path, target: Path) -> Path:
         is_url = "://" in repo or re.match(r"[\w.-]+@[\w.-]+:", repo) is not None
         get_artifact(repo if is_url else str((root / repo).resolve()), artifact, version or None, target)
     return _checked(ref, target)
-
-
-def _ask_for_hash(ref: Reference) -> NoReturn:
-    raise UserError(
-        f"model reference {ref.text!r} can change: write #sha256=<hex> behind it, the hash of the file of weights "
-        "(for a teacher, teacher.sha256 does too)"
-    )

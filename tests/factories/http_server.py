@@ -11,7 +11,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        seen = {"method": self.command, "path": self.path, "range": self.headers.get("Range")}
+        seen = {"method": self.command, "path": self.path}
+        seen |= {name: self.headers.get(name) for name in ("range", "authorization")}
         self.server.requests.append(seen)  # type: ignore[attr-defined]
         answer = self.server.routes.get(self.path, not_found)  # type: ignore[attr-defined]
         answer(self)

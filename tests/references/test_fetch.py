@@ -1,9 +1,7 @@
 """Downloads from a real server that cuts off, redirects, fails, is slow or sends something else; references to places."""
 
 import hashlib
-import re
 import socket
-import time
 
 import numpy as np
 import pytest
@@ -41,37 +39,20 @@ def test_a_plain_download(web, tmp_path, capsys):
     assert "teacher.pth" in capsys.readouterr().err  # the progress
 
 
-def test_a_download_that_is_cut_off_goes_on_where_it_was(web, tmp_path):
+def test_a_download_that_is_cut_off_leaves_nothing_and_the_next_run_has_it(web, tmp_path):
     web.routes["/teacher.pth"] = serve(CONTENT, cut_first=1_500_000)
-    assert get(web, tmp_path) == CONTENT
-    first, second = [request["range"] for request in web.requests]
-    assert first is None
-    start = int(re.fullmatch(r"bytes=(\d+)-", second)[1])
-    assert 1_000_000 <= start <= 1_500_000
-
-
-def test_the_next_run_goes_on_after_a_kill(web, tmp_path):
-    (tmp_path / "target.partial").write_bytes(CONTENT[:2_000_000])
-    web.routes["/teacher.pth"] = serve(CONTENT)
-    assert get(web, tmp_path) == CONTENT
-    assert [request["range"] for request in web.requests] == ["bytes=2000000-"]
-
-
-def test_a_partial_file_that_is_already_whole(web, tmp_path):
-    (tmp_path / "target.partial").write_bytes(CONTENT)
-    web.routes["/teacher.pth"] = serve(CONTENT)
+    with pytest.raises(UserError, match=r"broke off, \d+ bytes are missing\): run again") as error:
+        get(web, tmp_path)
+    assert "\n" not in str(error.value)
+    assert nothing_left(tmp_path)
     assert get(web, tmp_path) == CONTENT
 
 
-def test_a_server_without_ranges_starts_anew(web, tmp_path):
-    web.routes["/teacher.pth"] = serve(CONTENT, cut_first=1_500_000, ranges=False)
-    assert get(web, tmp_path) == CONTENT
-
-
-def test_a_partial_file_of_something_longer_starts_anew(web, tmp_path):
+def test_what_a_killed_run_left_is_no_part_of_the_file(web, tmp_path):
     (tmp_path / "target.partial").write_bytes(b"x" * (len(CONTENT) + 1))
     web.routes["/teacher.pth"] = serve(CONTENT)
     assert get(web, tmp_path) == CONTENT
+    assert [request["range"] for request in web.requests] == [None]
 
 
 def test_redirects_are_followed(web, tmp_path):
@@ -89,12 +70,12 @@ def test_redirects_to_nowhere(web, tmp_path, target):
     assert nothing_left(tmp_path)
 
 
-def test_a_server_error_passes(web, tmp_path, capsys):
+def test_a_server_error_passes(web, tmp_path):
     web.routes["/teacher.pth"] = in_turn(
         lambda handler: handler.send(500), lambda handler: handler.send(503), serve(CONTENT)
     )
     assert get(web, tmp_path) == CONTENT
-    assert "500" in capsys.readouterr().err
+    assert len(web.requests) == 3
 
 
 def test_a_server_error_that_stays_is_tried_a_bounded_number_of_times(web, tmp_path):
@@ -102,18 +83,15 @@ def test_a_server_error_that_stays_is_tried_a_bounded_number_of_times(web, tmp_p
     with pytest.raises(UserError, match="500 Internal Server Error") as error:
         get(web, tmp_path)
     assert "\n" not in str(error.value)
-    assert len(web.requests) == fetch.ATTEMPTS
+    assert len(web.requests) == 1 + fetch.RETRIES
     assert nothing_left(tmp_path)
 
 
-def test_waits_grow(web, tmp_path, monkeypatch):
-    waits = []
-    monkeypatch.setattr(fetch, "BACKOFF", 1.0)
-    monkeypatch.setattr(time, "sleep", waits.append)
-    web.routes["/teacher.pth"] = lambda handler: handler.send(500)
-    with pytest.raises(UserError):
-        get(web, tmp_path)
-    assert waits == [1, 2, 4, 8]
+def test_a_server_does_not_say_how_long_to_wait(web, tmp_path):
+    web.routes["/teacher.pth"] = in_turn(
+        lambda handler: handler.send(503, Retry_After="86400"), serve(CONTENT)
+    )
+    assert get(web, tmp_path) == CONTENT
 
 
 def test_a_refusal_is_not_tried_again(web, tmp_path):
@@ -124,16 +102,6 @@ def test_a_refusal_is_not_tried_again(web, tmp_path):
     assert nothing_left(tmp_path)
 
 
-def test_a_download_that_never_ends_well_keeps_what_it_has_for_the_next_run(web, tmp_path):
-    web.routes["/teacher.pth"] = lambda handler: serve(CONTENT, cut_first=100_000)(handler)
-    with pytest.raises(UserError, match="run again to go on from there") as error:
-        get(web, tmp_path)
-    assert re.search(r"\d+ bytes are missing|broke off", str(error.value))
-    assert [p.name for p in tmp_path.iterdir()] == ["target.partial"]
-    web.routes["/teacher.pth"] = serve(CONTENT)
-    assert get(web, tmp_path) == CONTENT
-
-
 def test_a_slow_server(web, tmp_path):
     web.routes["/teacher.pth"] = slowly(CONTENT, parts=5, pause=0.05)
     assert get(web, tmp_path) == CONTENT
@@ -141,9 +109,10 @@ def test_a_slow_server(web, tmp_path):
 
 def test_a_server_that_stops_answering(web, tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "TIMEOUT", (1.0, 0.2))
-    web.routes["/teacher.pth"] = in_turn(slowly(CONTENT, parts=2, pause=0.8), serve(CONTENT))
-    assert get(web, tmp_path) == CONTENT
-    assert len(web.requests) == 2
+    web.routes["/teacher.pth"] = slowly(CONTENT, parts=2, pause=0.8)
+    with pytest.raises(UserError, match="no answer in time"):
+        get(web, tmp_path)
+    assert nothing_left(tmp_path)
 
 
 def test_a_wrong_hash_says_both_and_keeps_nothing(web, tmp_path):
@@ -166,7 +135,7 @@ def test_a_web_page_instead_of_weights(web, tmp_path):
 def test_more_bytes_than_any_classifier_has(web, tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "LARGEST", 1_000_000)
     web.routes["/teacher.pth"] = serve(CONTENT)
-    with pytest.raises(UserError, match="more than any"):
+    with pytest.raises(UserError, match="more than any classifier"):
         get(web, tmp_path)
     assert nothing_left(tmp_path)
 
@@ -180,7 +149,7 @@ def test_an_answer_that_does_not_end(web, tmp_path, monkeypatch):
             handler.wfile.write(b"f4240\r\n" + b"x" * 1_000_000 + b"\r\n")
 
     web.routes["/teacher.pth"] = endless
-    with pytest.raises(UserError, match="does not end"):
+    with pytest.raises(UserError, match="more than 1500000 bytes"):
         get(web, tmp_path)
     assert nothing_left(tmp_path)
 
@@ -202,67 +171,6 @@ def test_a_connection_that_is_refused(tmp_path, monkeypatch):
 def test_other_schemes_are_refused(url, tmp_path):
     with pytest.raises(UserError, match="use https://"):
         download(url, tmp_path / "target", SHA256)
-
-
-class TestHub:
-    """A server that answers as the hub does."""
-
-    COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-    @pytest.fixture
-    def hub(self, web, monkeypatch):
-        monkeypatch.setenv("HF_ENDPOINT", web.url)
-        stored = {
-            "X_Linked_Etag": f'"{SHA256}"',
-            "X_Repo_Commit": self.COMMIT,
-            "Location": f"{web.url}/cdn/blob",
-        }
-        for revision in (self.COMMIT, "v1.0"):
-            web.routes[f"/who/teacher/resolve/{revision}/a/model.safetensors"] = lambda h: h.send(
-                302, **stored
-            )
-        web.routes["/cdn/blob"] = serve(CONTENT)
-        refs = b'{"branches": [{"name": "main", "ref": "r", "targetCommit": "c"}], "tags": [{"name": "v1.0", "ref": "r", "targetCommit": "c"}], "converts": []}'
-        web.routes["/api/models/who/teacher/refs"] = lambda h: h.send(
-            200, refs, Content_Type="application/json"
-        )
-        return web
-
-    def test_a_commit_fixes_the_file(self, hub, tmp_path):
-        ref = parse(f"hf://who/teacher@{self.COMMIT}/a/model.safetensors")
-        assert locate(ref, tmp_path, tmp_path / "work").read_bytes() == CONTENT
-
-    def test_what_the_hub_sends_is_held_to_its_hash(self, hub, tmp_path):
-        hub.routes["/cdn/blob"] = serve(CONTENT[:-1])
-        with pytest.raises(UserError, match=f"instead of {SHA256}"):
-            locate(parse(f"hf://who/teacher@{self.COMMIT}/a/model.safetensors"), tmp_path, tmp_path / "work")
-        assert not list((tmp_path / "work").iterdir())
-
-    def test_a_tag_needs_a_hash(self, hub, tmp_path):
-        with pytest.raises(UserError, match=r"can change.*'v1\.0' is no commit hash"):
-            locate(parse("hf://who/teacher@v1.0/a/model.safetensors"), tmp_path, tmp_path / "work")
-        ref = parse("hf://who/teacher@v1.0/a/model.safetensors", SHA256)
-        assert locate(ref, tmp_path, tmp_path / "work").read_bytes() == CONTENT
-
-    def test_no_revision(self, hub, tmp_path):
-        with pytest.raises(UserError, match="has no revision"):
-            locate(parse("hf://who/teacher/a/model.safetensors"), tmp_path, tmp_path / "work")
-
-    def test_an_unknown_revision_lists_the_known_ones(self, hub, tmp_path):
-        hub.routes["/who/teacher/resolve/v9/a"] = lambda h: h.send(404, X_Error_Code="RevisionNotFound")
-        with pytest.raises(UserError, match=r"no revision 'v9': choose one of v1\.0, main"):
-            locate(parse("hf://who/teacher@v9/a", SHA256), tmp_path, tmp_path / "work")
-
-    def test_an_unknown_file_and_repository(self, hub, tmp_path):
-        hub.routes["/who/teacher/resolve/v1.0/b"] = lambda h: h.send(404, X_Error_Code="EntryNotFound")
-        with pytest.raises(UserError, match="has no file 'b'"):
-            locate(parse("hf://who/teacher@v1.0/b", SHA256), tmp_path, tmp_path / "work")
-        with pytest.raises(UserError, match="answered 404"):
-            locate(parse("hf://nobody/nothing@v1.0/b", SHA256), tmp_path, tmp_path / "work")
-
-    def test_no_step_out_of_the_repository(self, hub, tmp_path):
-        with pytest.raises(UserError, match="unknown form"):
-            locate(parse("hf://who/teacher@v1.0/../../x", SHA256), tmp_path, tmp_path / "work")
 
 
 class TestReferences:
