@@ -154,7 +154,7 @@ def test_a_wrong_value_ends_in_one_sentence_that_names_it(raw, path, value, said
 
 
 def test_the_teachers_drop_is_one_of_the_drops():
-    with pytest.raises(UserError, match="'2031-01', which is not among data.drops"):
+    with pytest.raises(UserError, match=r"'2031-01', which is not among data\.drops"):
         composed(ROOT, ["teacher.drop=2031-01"])
 
 

@@ -49,7 +49,7 @@ def test_a_killed_repro_goes_on_and_ends_with_the_same_bytes(project, tmp_path):
     assert SLOW in text
     loop.write_text(text.replace(SLOW, OFTEN))  # so that a short run has checkpoints
     project.run("crt", "compose", *SETTINGS)
-    project.run("dvc", "repro", "init", "bank", env=own_code(project.root))
+    project.run("dvc", "repro", "teacher@2025-01", env=own_code(project.root))
     through = project.copy(tmp_path / "through")
     through.run("dvc", "repro", "student", env=own_code(through.root))
     rng = random.Random(os.environ.get("CRT_KILL_SEED", "0"))

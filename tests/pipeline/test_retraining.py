@@ -10,7 +10,8 @@ import yaml
 
 pytestmark = pytest.mark.slow
 
-RETRAINED = ["init", "student", "baseline", "certify@student", "certify@baseline", "gate", "report"]
+RETRAINED = ["student", "certify@student", "metrics@student", "gate", "report"]
+PINNED = ["fetch@init", "fetch@baseline", "certify@baseline", "metrics@baseline"]
 
 
 def digits(project, count: int, seed: int, labelled: bool = True) -> dict[str, np.ndarray]:
@@ -91,7 +92,7 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
 
     # The first delivery, labelled: compared with v1.0.0, started from it, released.
     ran, said = retrain(alice, "2025-04", digits(alice, 150, 1))
-    assert ran == sorted(["prepare@2025-04", "bank@2025-04", *RETRAINED])
+    assert ran == sorted(["prepare@2025-04", *RETRAINED, *PINNED])
     assert "student@v1.0.0 is pinned" in said
     assert weights(alice, "init") == weights(alice, "baseline") == first
     assert json.loads((alice.root / "results/student.json").read_text())["warm_start"] is True
@@ -121,7 +122,7 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     done = bob.run("bash", "ci/retrain.sh")
     drop = yaml.safe_load((bob.root / "params.yaml").read_text())["data"]["drops"][-1]
     ran = re.findall(r"Running stage '([^']+)'", done.stdout + done.stderr)
-    assert sorted(ran) == sorted([f"prepare@{drop}", f"bank@{drop}", *RETRAINED])
+    assert sorted(ran) == sorted([f"prepare@{drop}", *RETRAINED, *PINNED])
     summary = (bob.root / "summary.md").read_text()
     assert "student@v1.1.0 is pinned" in summary
     assert "pass:" in summary
@@ -137,7 +138,7 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     alice.run("git", "pull", "-q")
     assert alice.stages_run("dvc", "repro", "--pull") == []
     ran, _ = retrain(alice, "2025-06", digits(alice, 50, 3), "student.init_lr=5.0", "gate.acr_margin=0.0")
-    assert ran == sorted(["prepare@2025-06", "bank@2025-06", *RETRAINED])
+    assert ran == sorted(["prepare@2025-06", *RETRAINED, *PINNED])
     assert verdict(alice) == "fail"
     refused = alice.run("crt", "release", check=False)
     assert refused.returncode == 1
@@ -154,12 +155,26 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
 
     # Back to an older release; one that is withdrawn is not pinned again.
     alice.run("crt", "pin", "v1.0.0")
-    alice.run("dvc", "repro", "baseline", "init")
+    alice.run("dvc", "repro", "fetch@baseline", "fetch@init")
     assert weights(alice, "baseline") == weights(alice, "init") == first
     alice.run("gto", "deprecate", "student", "v1.2.0")
     alice.run("crt", "pin", "latest")
-    pinned = yaml.safe_load((alice.root / "conf/pinned.yaml").read_text())
-    assert pinned["baseline"]["ref"] == pinned["student"]["init"] == shown[1]["ref"]
+    pinned = yaml.safe_load((alice.root / "conf/choice.yaml").read_text())["pinned"]
+    assert pinned["baseline"]["ref"] == pinned["init"]["ref"] == shown[1]["ref"]
+
+    # Nothing pinned any more: nothing is left of the release, and the gate and the report know nothing of it.
+    alice.run("crt", "pin", "none")
+    alice.run("dvc", "repro")
+    alice.commit("nothing is pinned")
+    assert verdict(alice) == "no baseline"
+    left = [
+        path for path in alice.root.glob("**/*baseline*") if ".dvc" not in path.parts and path.suffix != ".py"
+    ]
+    assert [path for path in left if ".git" not in path.parts] == []
+    assert "baseline" not in (alice.root / "dvc.lock").read_text()
+    assert "aseline" not in (alice.root / "report/index.html").read_text().replace(
+        "No baseline is pinned", ""
+    ).replace("no baseline", "").replace("--baseline", "").replace(".baseline", "")
 
 
 def test_two_who_ingest_at_once(alice, tmp_path):
@@ -178,7 +193,7 @@ def test_two_who_ingest_at_once(alice, tmp_path):
 
     bob.run("git", "pull", "-q", "--no-rebase", "--no-edit")
     ran = bob.stages_run("dvc", "repro", "--pull")
-    assert ran == ["student", "certify@student", "gate", "report"]
+    assert sorted(ran) == sorted(RETRAINED)
     drops = yaml.safe_load((bob.root / "params.yaml").read_text())["data"]["drops"]
     assert drops[-2:] == ["2025-04b", "2025-04a"]
     bob.commit("both drops")
