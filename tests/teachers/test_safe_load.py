@@ -162,16 +162,25 @@ def test_the_forged_containers_are_otherwise_right(tmp_path):
     assert load_checkpoint(tmp_path / "b")["fc.weight"].tolist() == [[1, 2], [3, 4]]
 
 
-def test_memory_cannot_be_ordered_by_a_pickle(tmp_path):
+def test_memory_that_no_machine_has_cannot_be_ordered_by_a_pickle(tmp_path):
     """bytearray(n) is on torch's own list of what a weights-only file may call."""
 
     class Much:
         def __reduce__(self):
-            return bytearray, (10**12,)
+            return bytearray, (10**15,)
 
     torch.save({"state_dict": Much()}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match="bytearray"):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="MemoryError"):
         load_checkpoint(tmp_path / "a.pth")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
+
+
+def test_torchs_advice_to_read_without_its_checks_is_not_passed_on(tmp_path):
+    torch.save({"a": Runs("exec", tmp_path)}, tmp_path / "a.pth")
+    with pytest.raises(UserError) as error:
+        load_checkpoint(tmp_path / "a.pth")
+    assert "weights_only" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "archive/../../escaped"])
