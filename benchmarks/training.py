@@ -144,7 +144,10 @@ def ours(
         network(teacher_arch).to(fabric.device), torch.Size([3, SIZE, SIZE]), getattr(torch, precision)
     )
     count = batch * steps
-    store = Store(Path("made up"), images[:count], labels[:count], ImageSpec.numbered(10, SIZE, 3), "0" * 64)
+    aside = np.zeros(count, bool)
+    store = Store(
+        Path("made up"), images[:count], labels[:count], ImageSpec.numbered(10, SIZE, 3), "0" * 64, aside
+    )
     loading: dict[str, Any] = {"crop_padding": 4, "flip": True, "seed": 0, "device": fabric.device}
     batches = Batches([store], batch, **loading)
     if bank is not None:

@@ -42,14 +42,19 @@ class Chunk:
 
 
 def chunks_of(store: Store, view: int, seed: int, settings: dict[str, Any]) -> list[Chunk]:
-    """One view of each image of a drop, in an order of its own; settings: of `crt.training.augment.draw`."""
+    """One view of each training image of a drop, in an order of its own; settings: of `crt.training.augment.draw`."""
     drop = int(store.fingerprint[:15], 16)
     generator = torch.Generator().manual_seed(derive_seed(seed, "view", drop, view))
-    rows = torch.randperm(len(store), generator=generator)
-    moves = draw(len(store), **settings, generator=generator)
+    rows = torch.from_numpy(np.flatnonzero(~store.validation))
+    rows = rows[torch.randperm(len(rows), generator=generator)]
+    moves = draw(len(rows), **settings, generator=generator)
     return [
-        Chunk(part, moves[start : start + CHUNK], derive_seed(seed, "view noise", drop, view, start))
-        for start, part in zip(range(0, len(store), CHUNK), rows.split(CHUNK), strict=True)
+        Chunk(
+            rows[start : start + CHUNK],
+            moves[start : start + CHUNK],
+            derive_seed(seed, "view noise", drop, view, start),
+        )
+        for start in range(0, len(rows), CHUNK)
     ]
 
 
@@ -71,6 +76,8 @@ def write_bank(
 ) -> None:
     """Compute the teacher's logits for `config.bank.views` views of each image of a drop, float32 [N, K] per view.
 
+    Images that are set aside for validation have NaN.
+
     Finished views are kept in `work`; after a kill the same call goes on there. `teacher` is in eval mode, on `device`.
 
     Raises:
@@ -79,7 +86,7 @@ def write_bank(
     work.mkdir(parents=True, exist_ok=True)
     paths = [work / f"view-{view:04d}.npy" for view in range(config.bank.views)]
     settings = config.data.augment.model_dump()
-    steps = -(-len(store) // (CHUNK * AT_ONCE))
+    steps = -(-int((~store.validation).sum()) // (CHUNK * AT_ONCE))
     done = sum(path.is_file() for path in paths)
     bar = tqdm(
         total=len(paths) * steps,
@@ -94,7 +101,7 @@ def write_bank(
             if path.is_file():
                 continue
             chunks = chunks_of(store, view, config.seed, settings)
-            logits = np.empty((len(store), len(store.spec.classes)), np.float32)
+            logits = np.full((len(store), len(store.spec.classes)), np.nan, np.float32)
             for start in range(0, len(chunks), AT_ONCE):
                 now = chunks[start : start + AT_ONCE]
                 images = [
@@ -200,7 +207,10 @@ class BankBatches(Batches):
         """
         for store, bank, folder in zip(self._stores, self._banks, self._folders, strict=True):
             for view, held in enumerate(bank):
-                chunk = chunks_of(store, view, self._seed, self._moves)[0]
+                chunks = chunks_of(store, view, self._seed, self._moves)
+                if not chunks:  # all of its images are set aside
+                    continue
+                chunk = chunks[0]
                 with torch.inference_mode():
                     images = view_of(store, chunk, self._crop_padding, sigma, self._device)
                     logits = teacher(images).float().cpu().numpy()

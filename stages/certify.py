@@ -7,7 +7,7 @@ from common import run_on_all_devices, work_dir
 
 from crt.certification.run import Settings, certify_store
 from crt.config import Config
-from crt.data.store import open_store
+from crt.data.store import open_store, open_validation
 from crt.models.checkpoint import load_model, model_fingerprint
 
 
@@ -34,7 +34,7 @@ def main(config: Config) -> None:
         batch_size=c.batch_size,
     )
     out = Path("certificates") / f"{role}.tsv"
-    store = open_store(Path(c.images))
+    store = (open_store if c.split == "test" else open_validation)(Path(c.images))
     certify_store(model, info, model_fingerprint(folder), store, settings, out, work_dir("certify"))
 
 

@@ -29,6 +29,7 @@ def main(config: Config) -> None:
         spec=ImageSpec(
             tuple(read_classes(DATA, data.num_classes)), data.image_size, data.channels, data.resize
         ),
+        validation=0.0 if is_test else data.validation,
         skip_unreadable=data.skip_unreadable,
         test_hashes=None if is_test else read_hashes(PREPARED / "test/index.parquet"),
         workers=config.runtime.workers,

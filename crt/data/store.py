@@ -1,6 +1,8 @@
 """Prepared drops: the arrays that training and certification read, memory-mapped."""
 
+import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from crt.errors import DamagedFileError, MissingFileError
-from crt.spec import ImageSpec
+from crt.errors import DamagedFileError, MissingFileError, UserError
+from crt.spec import ImageSpec, check_fits
 
 FORMAT = 2
 
@@ -18,13 +20,21 @@ FORMAT = 2
 class Shards:
     """Several arrays of images [n, H, W, C] as one, uint8 [N, H, W, C]: only what is indexed is read."""
 
-    def __init__(self, parts: Sequence["Images"]) -> None:
-        self._parts: list[np.ndarray] = []
+    def __init__(self, parts: Sequence["Images"], chosen: np.ndarray | None = None) -> None:
+        """Join arrays.
+
+        Args:
+            parts: The arrays.
+            chosen: int64 [N], the numbers of the images to take from all of them; None: all.
+        """
+        self._chosen = chosen
+        self._parts: list[Images] = []
         for part in parts:
-            self._parts += part._parts if isinstance(part, Shards) else [part]
+            self._parts += part._parts if isinstance(part, Shards) and part._chosen is None else [part]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
-        self.shape: tuple[int, ...] = (int(self._starts[-1]), *self._parts[0].shape[1:])
-        self.nbytes = sum(part.nbytes for part in self._parts)
+        count = int(self._starts[-1]) if chosen is None else len(chosen)
+        self.shape: tuple[int, ...] = (count, *self._parts[0].shape[1:])
+        self.nbytes = math.prod(self.shape)
         self.dtype = np.dtype(np.uint8)
 
     def __len__(self) -> int:
@@ -39,6 +49,8 @@ class Shards:
         numbers = np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index)
         if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):
             raise IndexError(f"no image {index} among {len(self)}")
+        if self._chosen is not None:
+            numbers = self._chosen[numbers]
         places = np.searchsorted(self._starts, numbers, side="right") - 1
         if numbers.ndim == 0:
             return self._parts[int(places)][int(numbers - self._starts[places])]
@@ -49,7 +61,7 @@ class Shards:
         return out
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.concatenate(self._parts)
+        return np.concatenate(self._parts) if self._chosen is None else self[:]
 
 
 Images = np.ndarray | Shards
@@ -64,8 +76,13 @@ def shard_name(number: int) -> str:
 class Store:
     """One prepared drop. Images stay on disk until they are indexed.
 
-    `images` uint8 [N, H, W, C], `labels` int64 [N] (-1 = unlabelled); `fingerprint` stands for names, pixels, labels
-    and how the pixels came to their format.
+    Attributes:
+        path: Its folder.
+        images: uint8 [N, H, W, C].
+        labels: int64 [N], -1 = unlabelled.
+        spec: What the images are.
+        fingerprint: Stands for names, pixels, labels, which images are set aside, and how the pixels came to their format.
+        validation: bool [N], the images that are set aside for validation. Training leaves them out.
     """
 
     path: Path
@@ -73,6 +90,7 @@ class Store:
     labels: np.ndarray
     spec: ImageSpec
     fingerprint: str
+    validation: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,10 +98,63 @@ class Store:
     @cached_property
     def names(self) -> list[str]:
         """Each image's path in its drop, or `<archive>#<index>`."""
-        import pyarrow.parquet as pq
+        return _read_index(self.path / "index.parquet", "name")["name"]
 
-        names: list[str] = pq.read_table(self.path / "index.parquet", columns=["name"])["name"].to_pylist()
-        return names
+
+@dataclass(frozen=True)
+class ValidationSplit(Store):
+    """The images that several drops set aside, as one store.
+
+    Attributes:
+        image_names: `<drop>/<name>` of each image.
+    """
+
+    image_names: list[str]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Each image's drop and its path there."""
+        return self.image_names
+
+
+def open_validation(folder: Path) -> ValidationSplit:
+    """The images that the prepared drops in `folder` set aside, by drop.
+
+    The fingerprint depends on these images alone: another drop without any changes nothing.
+
+    Raises:
+        MissingFileError: There is no prepared drop, or one of its files is not there.
+        DamagedFileError: A drop is damaged.
+        UserError: No image is set aside, or the drops differ in what their images are.
+    """
+    drops = [open_store(meta.parent) for meta in sorted(folder.glob("*/meta.json"))]
+    if not drops:
+        raise MissingFileError(f"{folder} holds no prepared drop: prepare the training drops", folder)
+    first = drops[0]
+    for drop in drops[1:]:
+        check_fits(str(first.path), first.spec, str(drop.path), drop.spec, "prepare both again", resize=True)
+    chosen = np.flatnonzero(np.concatenate([drop.validation for drop in drops]))
+    if not len(chosen):
+        raise UserError(
+            f"no image in {folder} is set aside: prepare the drops with a validation share above 0"
+        )
+    names, hashes = [], []
+    for drop in drops:
+        index = _read_index(drop.path / "index.parquet", "name", "sha256")
+        names += [f"{drop.path.name}/{name}" for name in index["name"]]
+        hashes += index["sha256"]
+    names, hashes = [names[number] for number in chosen], [hashes[number] for number in chosen]
+    labels = np.concatenate([drop.labels for drop in drops])[chosen]
+    facts = [names, hashes, labels.tolist(), first.spec.classes, first.spec.resize]
+    return ValidationSplit(
+        path=folder,
+        images=Shards([drop.images for drop in drops], chosen),
+        labels=labels,
+        spec=first.spec,
+        fingerprint=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
+        validation=np.ones(len(chosen), bool),
+        image_names=names,
+    )
 
 
 def open_store(path: Path) -> Store:
@@ -117,17 +188,20 @@ def open_store(path: Path) -> Store:
         raise _damaged(path, f"its arrays do not have the {shape[0]} images of meta.json")
     if len(labels) and not -1 <= labels.min() <= labels.max() < len(spec.classes):
         raise _damaged(path, "it has labels of no class")
+    # Drops that were prepared before there was a split have no such column, and nothing set aside.
+    validation = np.array(
+        _read_index(path / "index.parquet", "validation").get("validation", np.zeros(len(labels))), bool
+    )
+    if len(validation) != len(labels):
+        raise _damaged(path, f"its index has {len(validation)} of {len(labels)} images")
     return Store(
         path=path,
         images=images,
         labels=labels,
         spec=spec,
         fingerprint=meta["fingerprint"],
+        validation=validation,
     )
-
-
-def _damaged(path: Path, why: str) -> DamagedFileError:
-    return DamagedFileError(f"{path} is damaged ({why}): prepare the drop again", path)
 
 
 def read_hashes(index: Path) -> dict[str, str]:
@@ -137,13 +211,23 @@ def read_hashes(index: Path) -> dict[str, str]:
         MissingFileError: There is no such file.
         DamagedFileError: It is no index.
     """
+    found = _read_index(index, "sha256", "name")
+    return dict(zip(found["sha256"], found["name"], strict=True))
+
+
+def _read_index(file: Path, *columns: str) -> dict[str, list[Any]]:
+    """Those of these columns that an index.parquet has."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(index, columns=["sha256", "name"])
+        found: dict[str, list[Any]] = pq.ParquetFile(file).read(list(columns)).to_pydict()
     except FileNotFoundError:
-        raise MissingFileError(f"{index} is missing: prepare the drop again", index.parent) from None
+        raise MissingFileError(f"{file} is missing: prepare the drop again", file.parent) from None
     except pa.ArrowException as error:
-        raise _damaged(index, str(error)) from None
-    return dict(zip(table["sha256"].to_pylist(), table["name"].to_pylist(), strict=True))
+        raise _damaged(file, str(error)) from None
+    return found
+
+
+def _damaged(path: Path, why: str) -> DamagedFileError:
+    return DamagedFileError(f"{path} is damaged ({why}): prepare the drop again", path)

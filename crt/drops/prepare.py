@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from tqdm import tqdm
 
-from crt.data.store import FORMAT, shard_name
+from crt.data.store import FORMAT, open_store, read_hashes, shard_name
 from crt.drops.images import (
     ImageError,
     MisfitImageError,
@@ -23,7 +23,8 @@ from crt.drops.images import (
 )
 from crt.drops.layout import Drop, ImageFile, first_ten, read_drop
 from crt.drops.parallel import map_chunks
-from crt.errors import UserError
+from crt.drops.split import in_validation
+from crt.errors import FileError, UserError
 from crt.files import replacing
 from crt.spec import ImageSpec
 
@@ -41,6 +42,7 @@ class Row:
     source: str
     pixels: np.ndarray
     sha256: str
+    validation: bool = False  # set aside: training leaves it out
 
 
 def prepare_drop(
@@ -48,6 +50,7 @@ def prepare_drop(
     out: Path,
     *,
     spec: ImageSpec,
+    validation: float = 0.0,
     skip_unreadable: bool = False,
     test_hashes: Mapping[str, str] | None = None,
     workers: int = 0,
@@ -58,20 +61,22 @@ def prepare_drop(
     Args:
         source: the raw drop, see `crt.drops.layout`.
         spec: the classes, what the network takes, and how images are brought there.
+        validation: share of the labelled images to set aside, see `crt.drops.split`.
         skip_unreadable: leave unreadable image files out instead of failing.
         test_hashes: pixel hash -> name of every test image; None: do not compare (for the test set itself).
         workers: processes that decode; 0: one per core.
         need_labels: unlabelled images are an error (the test set).
 
     Returns:
-        The summary that becomes the stage's metric: counts per class, duplicates, what was skipped.
+        The summary: counts per class, what is set aside, duplicates, what was skipped.
 
     Raises:
         UserError: the drop does not hold what it should; names at most ten of the files.
     """
     drop = read_drop(source, spec.classes)
     with replacing(out) as aside, Writer(aside, drop.count, spec) as writer:
-        summary = _examine(drop, spec, skip_unreadable, test_hashes, workers, need_labels, consume=writer.add)
+        rows = _rows(drop, spec, validation, workers)
+        summary = _examine(drop, rows, spec, skip_unreadable, test_hashes, need_labels, consume=writer.add)
         writer.finish()
     return summary
 
@@ -80,6 +85,7 @@ def check_drop(
     source: Path,
     *,
     spec: ImageSpec,
+    validation: float = 0.0,
     skip_unreadable: bool = False,
     test_hashes: Mapping[str, str] | None = None,
     workers: int = 0,
@@ -88,25 +94,55 @@ def check_drop(
 ) -> dict[str, Any]:
     """All of `prepare_drop`'s checks, and its summary, without writing anything; `look` sees each sound image."""
     drop = read_drop(source, spec.classes)
-    return _examine(drop, spec, skip_unreadable, test_hashes, workers, need_labels, consume=look)
+    rows = _rows(drop, spec, validation, workers)
+    return _examine(drop, rows, spec, skip_unreadable, test_hashes, need_labels, consume=look)
 
 
 def raw_hashes(
-    source: Path, *, spec: ImageSpec, skip_unreadable: bool = False, workers: int = 0
+    source: Path,
+    *,
+    spec: ImageSpec,
+    prepared: Path | None = None,
+    skip_unreadable: bool = False,
+    workers: int = 0,
 ) -> dict[str, str]:
-    """Pixel hash -> name of a raw drop's images, as `read_hashes` gives it for a prepared one."""
-    hashes: dict[str, str] = {}
+    """Pixel hash -> name of a raw drop's images, as `read_hashes` gives it for a prepared one.
+
+    Args:
+        source: the raw drop.
+        spec: what its images are brought to.
+        prepared: where `prepare_drop` writes the drop, if anywhere. Up to date, it saves decoding.
+        skip_unreadable: leave unreadable image files out instead of failing.
+        workers: processes that decode; 0: one per core.
+
+    Raises:
+        UserError: as `prepare_drop`.
+    """
     drop = read_drop(source, spec.classes)
+    if prepared is not None and _is_current(prepared, drop, spec):
+        return read_hashes(prepared / "index.parquet")
+    hashes: dict[str, str] = {}
+    rows = _rows(drop, spec, 0.0, workers)
     _examine(
-        drop,
-        spec,
-        skip_unreadable,
-        None,
-        workers,
-        False,
-        lambda row: hashes.update({row.sha256: row.name}),
+        drop, rows, spec, skip_unreadable, None, False, lambda row: hashes.update({row.sha256: row.name})
     )
     return hashes
+
+
+def _is_current(prepared: Path, drop: Drop, spec: ImageSpec) -> bool:
+    """Whether a prepared drop has the raw one's images, by name and label, and no file was written after it."""
+    try:
+        store = open_store(prepared)
+    except FileError:
+        return False
+    files = [file.path for file in drop.files] + [archive.path for archive in drop.archives]
+    written = (prepared / "index.parquet").stat().st_mtime_ns
+    return (
+        store.spec == spec
+        and store.names == drop.names
+        and store.labels.tolist() == drop.labels
+        and all(file.stat().st_mtime_ns < written for file in files)
+    )
 
 
 @dataclass
@@ -139,21 +175,22 @@ class _Findings:
 
 def _examine(
     drop: Drop,
+    rows: Iterable[Row | ImageError],
     spec: ImageSpec,
     skip_unreadable: bool,
     test_hashes: Mapping[str, str] | None,
-    workers: int,
     need_labels: bool,
     consume: Callable[[Row], None],
 ) -> dict[str, Any]:
-    """Read every image once, hand the sound ones to `consume` in order, and count."""
+    """Look at every image once, hand the sound ones to `consume` in order, and count."""
     counts = np.zeros(len(spec.classes) + 1, np.int64)  # the last one: unlabelled, label -1
+    aside = np.zeros(len(spec.classes), np.int64)
     seen: set[bytes] = set()
     duplicates = 0
     findings = _Findings()
     progress = tqdm(total=drop.count, desc=drop.folder.name, unit="img", delay=2, disable=None, leave=False)
     with progress:
-        for item in _rows(drop, spec, workers):
+        for item in rows:
             progress.update()
             if isinstance(item, ImageError):
                 problems = findings.unreadable if isinstance(item, UnreadableImageError) else findings.misfits
@@ -165,6 +202,8 @@ def _examine(
             duplicates += digest in seen
             seen.add(digest)
             counts[item.label] += 1
+            if item.validation:
+                aside[item.label] += 1
             consume(item)
     if sentence := findings.sentence(drop.folder, skip_unreadable):
         raise UserError(sentence)
@@ -177,7 +216,12 @@ def _examine(
     return {
         "images": int(counts.sum()),
         "unlabelled": int(counts[-1]),
-        "classes": {name: int(count) for name, count in zip(spec.classes, counts, strict=False)},
+        "classes": _by_class(spec, counts[:-1]),
+        "validation": {
+            "images": int(aside.sum()),
+            "classes": _by_class(spec, aside),
+            "whole_classes": [spec.classes[k] for k in np.flatnonzero((aside == counts[:-1]) & (aside > 0))],
+        },
         "duplicates": duplicates,
         "skipped": len(findings.unreadable),
         "skipped_files": findings.unreadable,
@@ -185,10 +229,14 @@ def _examine(
     }
 
 
-def _rows(drop: Drop, spec: ImageSpec, workers: int) -> Iterator[Row | ImageError]:
+def _by_class(spec: ImageSpec, counts: np.ndarray) -> dict[str, int]:
+    return {name: int(count) for name, count in zip(spec.classes, counts, strict=True)}
+
+
+def _rows(drop: Drop, spec: ImageSpec, validation: float, workers: int) -> Iterator[Row | ImageError]:
     """Every image of the drop in order, or what is wrong with it."""
     chunk = max(1, min(256, _CHUNK_BYTES // (spec.size**2 * spec.channels)))
-    yield from map_chunks(partial(decode_rows, spec=spec), drop.files, chunk, workers)
+    yield from map_chunks(partial(decode_rows, spec=spec, validation=validation), drop.files, chunk, workers)
     for archive in drop.archives:
         source = archive.path.name
         for index, pixels in enumerate(archive.images()):
@@ -198,10 +246,10 @@ def _rows(drop: Drop, spec: ImageSpec, workers: int) -> Iterator[Row | ImageErro
             except MisfitImageError as error:
                 yield error
                 continue
-            yield Row(name, int(archive.labels[index]), source, fitted, pixel_hash(fitted))
+            yield _row(name, int(archive.labels[index]), source, fitted, validation)
 
 
-def decode_rows(files: list[ImageFile], spec: ImageSpec) -> list[Row | ImageError]:
+def decode_rows(files: list[ImageFile], spec: ImageSpec, validation: float = 0.0) -> list[Row | ImageError]:
     """Decode image files; an error stands in the place of its image."""
     rows: list[Row | ImageError] = []
     for file in files:
@@ -210,8 +258,13 @@ def decode_rows(files: list[ImageFile], spec: ImageSpec) -> list[Row | ImageErro
         except ImageError as error:
             rows.append(type(error)(file.name, error.reason))
         else:
-            rows.append(Row(file.name, file.label, file.name, pixels, pixel_hash(pixels)))
+            rows.append(_row(file.name, file.label, file.name, pixels, validation))
     return rows
+
+
+def _row(name: str, label: int, source: str, pixels: np.ndarray, validation: float) -> Row:
+    aside = label >= 0 and in_validation(pixels, validation)
+    return Row(name, label, source, pixels, pixel_hash(pixels), aside)
 
 
 class Writer:
@@ -231,6 +284,7 @@ class Writer:
             ("sha256", pa.string()),
             ("label", pa.int64()),
             ("source", pa.string()),
+            ("validation", pa.bool_()),
         ]
         self._schema = pa.schema(columns)
         self._index = pq.ParquetWriter(folder / "index.parquet", self._schema)
@@ -251,10 +305,9 @@ class Writer:
             self._next_shard()
         self._images.write(row.pixels.tobytes())
         self._labels.write(np.int64(row.label).tobytes())
-        self._digest.update(json.dumps([row.name, row.sha256, row.label]).encode())
-        self._pending.append(
-            {"name": row.name, "sha256": row.sha256, "label": row.label, "source": row.source}
-        )
+        aside = [row.validation] if row.validation else []  # a drop without a split keeps its fingerprint
+        self._digest.update(json.dumps([row.name, row.sha256, row.label, *aside]).encode())
+        self._pending.append({column: getattr(row, column) for column in self._schema.names})
         self._count += 1
         if len(self._pending) == _ROW_GROUP:
             self._flush_index()

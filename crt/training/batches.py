@@ -31,7 +31,7 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 
 
 class Batches:
-    """The images of several drops as batches of one epoch at a time.
+    """The images of several drops as batches of one epoch at a time, those apart that are set aside for validation.
 
     A last batch that is not full is left out of its epoch (other images in each epoch), unless there is no full one:
     then all images are the one batch. Several processes share every batch: each gets its equal part of the images, with
@@ -60,7 +60,10 @@ class Batches:
         self._stores = stores
         self._starts = np.cumsum([0, *(len(store) for store in stores)])
         self._labels = torch.from_numpy(np.concatenate([store.labels for store in stores]))
-        self._used = (self._labels >= 0).nonzero()[:, 0] if labelled_only else torch.arange(len(self._labels))
+        used = ~torch.from_numpy(np.concatenate([store.validation for store in stores]))
+        if labelled_only:
+            used &= self._labels >= 0
+        self._used = used.nonzero()[:, 0]
         self.count = len(self._used)
         if self.count < 2 * world_size:
             what = "labelled training images" if labelled_only else "training images"
@@ -137,7 +140,7 @@ class Batches:
 
 
 def mean_and_std(stores: Sequence[Store], chunk: int = 4096) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of all pixels, in [0,1] units; exact, in one pass over the files.
+    """Mean and standard deviation per channel of all training pixels, in [0,1] units; exact, in one pass over the files.
 
     A channel without any variation gets a standard deviation of 1.
     """
@@ -145,7 +148,8 @@ def mean_and_std(stores: Sequence[Store], chunk: int = 4096) -> tuple[list[float
     counts = np.zeros((channels, 256), np.int64)
     for store in stores:
         for start in range(0, len(store), chunk):
-            part = store.images[start : start + chunk].reshape(-1, channels)
+            used = ~store.validation[start : start + chunk]
+            part = store.images[start : start + chunk][used].reshape(-1, channels)
             counts += np.stack([np.bincount(part[:, c], minlength=256) for c in range(channels)])
     values = np.arange(256) / 255
     share = counts / counts.sum(1, keepdims=True)

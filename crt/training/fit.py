@@ -144,12 +144,14 @@ def fit(
         init_fingerprint=None if init is None else model_fingerprint(init),
     )
     save_model(files.model, model, info)
+    aside = sum(int(store.validation.sum()) for store in stores)
     results: dict[str, Any] = {
         **{part: value for part, value in progress.rows[-1].items() if part not in ("epoch", "lr")},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "epochs": recipe.epochs,
         "images": batches.count,
-        "unlabelled_left_out": sum(len(store) for store in stores) - batches.count,
+        "validation_left_out": aside,
+        "unlabelled_left_out": sum(len(store) for store in stores) - aside - batches.count,
         "warm_start": init is not None,
         "bank_views": views,
         "precision": precision,

@@ -66,7 +66,7 @@ def store() -> Store:
     with torch.no_grad():
         labels = ToyModel()(to_unit(pixels)).argmax(1).numpy()
     labels[::7] = (labels[::7] + 1) % 3  # some are misclassified
-    return ToyStore(Path("prepared/test"), pixels, labels, SPEC, "t" * 64)
+    return ToyStore(Path("prepared/test"), pixels, labels, SPEC, "t" * 64, np.zeros(len(labels), bool))
 
 
 def certify(folder: Path, model: nn.Module | None = None, **changes: object) -> Path:

@@ -1,12 +1,14 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from raw_drops import GREY8, class_folders
+from prepared_drops import write_prepared
+from raw_drops import GREY8, class_folders, pixels
 
-from crt.data.store import Shards, open_store, read_hashes
+from crt.data.store import Shards, open_store, open_validation, read_hashes
 from crt.drops import prepare
 from crt.drops.prepare import prepare_drop
 from crt.errors import DamagedFileError, MissingFileError, UserError
@@ -26,6 +28,7 @@ def test_images_are_mapped_not_read(prepared):
     assert len(store) == 6
     assert store.spec == GREY8
     assert store.names[0] == "cat/000.png"
+    assert store.validation.tolist() == [False] * 6
 
 
 def test_hashes_name_their_images(prepared):
@@ -33,14 +36,14 @@ def test_hashes_name_their_images(prepared):
     assert list(hashes.values()) == open_store(prepared).names
 
 
-@pytest.mark.parametrize("name", ["meta.json", "images.npy", "labels.npy"])
+@pytest.mark.parametrize("name", ["meta.json", "images.npy", "labels.npy", "index.parquet"])
 def test_missing_file(prepared, name):
     (prepared / name).unlink()
     with pytest.raises(UserError, match=f"{name} is missing: prepare the drop again"):
         open_store(prepared)
 
 
-@pytest.mark.parametrize("name", ["meta.json", "images.npy", "labels.npy"])
+@pytest.mark.parametrize("name", ["meta.json", "images.npy", "labels.npy", "index.parquet"])
 @pytest.mark.parametrize("keep", [0, 40, -1])
 def test_truncated_file(prepared, name, keep):
     content = (prepared / name).read_bytes()
@@ -53,6 +56,19 @@ def test_arrays_that_do_not_belong_together(prepared):
     np.save(prepared / "labels.npy", np.zeros(5, np.int64))
     with pytest.raises(UserError, match=r"6 images of meta.json"):
         open_store(prepared)
+
+
+def test_an_index_of_other_images(prepared):
+    index = pq.read_table(prepared / "index.parquet")
+    pq.write_table(index.slice(1), prepared / "index.parquet")
+    with pytest.raises(DamagedFileError, match=r"its index has 5 of 6 images"):
+        open_store(prepared)
+
+
+def test_a_drop_from_before_there_was_a_split_has_nothing_set_aside(prepared):
+    index = pq.read_table(prepared / "index.parquet").drop_columns(["validation"])
+    pq.write_table(index, prepared / "index.parquet")
+    assert open_store(prepared).validation.tolist() == [False] * 6
 
 
 @pytest.mark.parametrize("label", [-2, 99])
@@ -83,6 +99,60 @@ def test_missing_index(tmp_path):
     (tmp_path / "index.parquet").write_text("no table")
     with pytest.raises(DamagedFileError, match=r"index.parquet is damaged .*: prepare the drop again"):
         read_hashes(tmp_path / "index.parquet")
+
+
+def drop_of(folder, count, first_seed, validation, labels=None):
+    images = np.stack([pixels(first_seed + k, 8, 8, 1) for k in range(count)])
+    return write_prepared(folder, images, labels or [k % 3 for k in range(count)], GREY8, validation)
+
+
+def test_what_several_drops_set_aside_is_one_store(tmp_path):
+    one = open_store(drop_of(tmp_path / "one", 5, 0, [1, 4]))
+    drop_of(tmp_path / "three", 2, 20, [])
+    two = open_store(drop_of(tmp_path / "two", 4, 10, [0, 3]))
+    assert np.flatnonzero(one.validation).tolist() == [1, 4]
+    split = open_validation(tmp_path)
+    assert split.names == ["one/1.png", "one/4.png", "two/0.png", "two/3.png"]
+    assert split.labels.tolist() == [1, 1, 0, 0]
+    assert split.spec == GREY8
+    assert split.validation.all()
+    np.testing.assert_array_equal(
+        np.asarray(split.images), np.concatenate([one.images[[1, 4]], two.images[[0, 3]]])
+    )
+    np.testing.assert_array_equal(split.images[2], two.images[0])
+
+
+def test_the_split_has_a_fingerprint_of_its_images_alone(tmp_path):
+    drop_of(tmp_path / "one", 5, 0, [1, 4])
+    first = open_validation(tmp_path).fingerprint
+    drop_of(tmp_path / "two", 3, 10, [])
+    assert open_validation(tmp_path).fingerprint == first
+    seen = {first}
+    for changes in (
+        {"validation": [1]},
+        {"first_seed": 30},
+        {"labels": [0, 2, 2, 0, 1]},
+    ):
+        drop_of(tmp_path / "one", **{"count": 5, "first_seed": 0, "validation": [1, 4], **changes})
+        seen.add(open_validation(tmp_path).fingerprint)
+    assert len(seen) == 4
+
+
+def test_no_split(tmp_path):
+    with pytest.raises(MissingFileError, match="holds no prepared drop"):
+        open_validation(tmp_path)
+    drop_of(tmp_path / "one", 5, 0, [])
+    with pytest.raises(
+        UserError, match=r"no image in .* is set aside: prepare the drops with a validation share"
+    ):
+        open_validation(tmp_path)
+
+
+def test_drops_of_two_kinds_make_no_split(tmp_path):
+    drop_of(tmp_path / "one", 2, 0, [0])
+    write_prepared(tmp_path / "two", np.zeros((2, 9, 9, 1), np.uint8), [0, 1], validation=[0])
+    with pytest.raises(UserError, match=r"one and .*two differ in image size \(8 and 9\)"):
+        open_validation(tmp_path)
 
 
 def files_of(folder):
@@ -134,3 +204,10 @@ def test_shards_are_indexed_like_one_array(counts, data):
     for wrong in (-1, len(whole), np.array([0, len(whole)])):
         with pytest.raises(IndexError):
             shards[wrong]
+    chosen = np.array(data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=5)), int)
+    some = Shards([shards], chosen)
+    assert (some.shape, some.nbytes) == (whole[chosen].shape, whole[chosen].nbytes)
+    for images in (some, Shards([some, *parts])):
+        expected = np.concatenate([whole[chosen], whole])[: len(images)]
+        np.testing.assert_array_equal(np.asarray(images), expected)
+        np.testing.assert_array_equal(images[::-1], expected[::-1])

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def test_prepared_drop_keeps_its_contract(tmp_path):
         "images": 9,
         "unlabelled": 0,
         "classes": {"cat": 3, "dog": 3, "owl": 3},
+        "validation": {"images": 0, "classes": {"cat": 0, "dog": 0, "owl": 0}, "whole_classes": []},
         "duplicates": 0,
         "skipped": 0,
         "skipped_files": [],
@@ -48,10 +50,11 @@ def test_prepared_drop_keeps_its_contract(tmp_path):
     assert labels.dtype == np.int64
     assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     index = pd.read_parquet(tmp_path / "out" / "index.parquet")
-    assert index.columns.tolist() == ["name", "sha256", "label", "source"]
+    assert index.columns.tolist() == ["name", "sha256", "label", "source", "validation"]
     assert index.name.tolist() == [f"{name}/{i:03}.png" for name in CLASSES for i in range(3)]
     assert index.source.tolist() == index.name.tolist()
     assert index.label.tolist() == labels.tolist()
+    assert not index.validation.any()
     for image, name, digest in zip(images, index.name, index.sha256, strict=True):
         assert np.array_equal(image[..., 0], np.asarray(Image.open(source / name)))
         assert digest == pixel_hash(image)
@@ -74,7 +77,7 @@ def test_prepared_drop_keeps_its_contract(tmp_path):
 def test_same_bytes_again_and_with_other_numbers_of_processes(tmp_path):
     source = class_folders(tmp_path / "raw", per_class=200)  # enough for processes to be started
     for out, workers in (("a", 1), ("b", 2), ("c", 3)):
-        prepare(source, tmp_path / out, workers=workers)
+        prepare(source, tmp_path / out, workers=workers, validation=0.2)
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
     assert open_store(tmp_path / "a").names == sorted(open_store(tmp_path / "a").names)
 
@@ -135,6 +138,66 @@ def test_fingerprint_follows_everything_that_matters(tmp_path):
     class_folders(source)
     (source / "dog" / "001c.png").unlink()
     assert fingerprint() == first
+
+
+def split_of(source, out, share, **options):
+    summary = prepare(source, out, validation=share, **options)
+    store = open_store(out)
+    return summary["validation"], {n for n, aside in zip(store.names, store.validation, strict=True) if aside}
+
+
+def test_a_share_is_set_aside_by_content(tmp_path):
+    source = class_folders(tmp_path / "raw", per_class=100)
+    counts, small = split_of(source, tmp_path / "out", 0.2)
+    assert 30 <= len(small) <= 90
+    assert counts["images"] == len(small) == sum(counts["classes"].values())
+    assert counts["classes"]["cat"] == len([name for name in small if name.startswith("cat/")]) > 0
+    assert counts["whole_classes"] == []
+    assert check_drop(source, spec=GREY8, validation=0.2)["validation"] == counts
+    _, large = split_of(source, tmp_path / "out", 0.6)
+    assert small < large
+    assert 130 <= len(large) <= 230
+    assert split_of(source, tmp_path / "out", 0.0)[1] == set()
+
+
+def test_an_image_stays_on_its_side(tmp_path):
+    """Whatever else is in its drop, under another name, class or file format, or in an archive."""
+    source = class_folders(tmp_path / "raw", per_class=30)
+    _, aside = split_of(source, tmp_path / "out", 0.3)
+    other = tmp_path / "other"
+    for place, name in enumerate(sorted(aside)):
+        write_image(other / CLASSES[place % 3] / f"renamed{place}.bmp", np.asarray(Image.open(source / name)))
+    counts, _ = split_of(other, tmp_path / "other.out", 0.3)
+    assert counts["images"] == len(aside)
+    assert counts["whole_classes"] == CLASSES
+    for name in aside:
+        (source / name).unlink()
+    assert split_of(source, tmp_path / "out", 0.3)[1] == set()
+    (tmp_path / "npz").mkdir()
+    images = open_store(tmp_path / "other.out").images
+    write_npz(tmp_path / "npz" / "a.npz", images=images, labels=np.arange(len(images)) % 3)
+    assert split_of(tmp_path / "npz", tmp_path / "out", 0.3)[0]["images"] == len(aside)
+
+
+def test_unlabelled_images_are_never_set_aside(tmp_path):
+    (tmp_path / "raw").mkdir()
+    images, labels = np.stack([pixels(seed) for seed in range(60)]), np.arange(60) % 4 - 1
+    write_npz(tmp_path / "raw" / "a.npz", images=images, labels=labels)
+    prepare(tmp_path / "raw", tmp_path / "out", validation=0.9)
+    store = open_store(tmp_path / "out")
+    assert store.validation[store.labels >= 0].mean() > 0.7
+    assert not store.validation[store.labels < 0].any()
+
+
+def test_the_fingerprint_follows_the_split(tmp_path):
+    source = class_folders(tmp_path / "raw", per_class=30)
+    fingerprints, sides = [], []
+    for share in (0.0, 1e-9, 0.3, 0.6):
+        sides.append(split_of(source, tmp_path / "out", share)[1])
+        fingerprints.append(open_store(tmp_path / "out").fingerprint)
+    assert sides[0] == sides[1] == set()
+    assert fingerprints[0] == fingerprints[1]
+    assert len(set(fingerprints)) == 3
 
 
 def test_duplicates_are_found_across_file_formats(tmp_path):
@@ -238,6 +301,55 @@ def test_images_of_the_test_set_are_named(tmp_path):
     assert "11 image(s) that also stand in the test set: dog/copy00.bmp (test image owl/000.png)" in message
     assert "dog/copy09.bmp" in message
     assert "copy10" not in message
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_hashes_come_from_the_prepared_drop_while_it_is_up_to_date(tmp_path, archive):
+    source, out = class_folders(tmp_path / "test", 2), tmp_path / "out"
+    if archive:
+        images = np.stack([pixels(seed) for seed in range(6)])
+        shutil.rmtree(source)
+        source.mkdir()
+        write_npz(source / "a.npz", images=images, labels=np.arange(6) // 2)
+    expected = raw_hashes(source, spec=GREY8, prepared=out)
+    assert len(expected) == 6
+    prepare(source, out)
+    assert raw_hashes(source, spec=GREY8, prepared=out) == expected == read_hashes(out / "index.parquet")
+    # A mark in the index shows where the hashes come from.
+    index = pd.read_parquet(out / "index.parquet")
+    index.loc[0, "sha256"] = "0" * 64
+    index.to_parquet(out / "index.parquet")
+    assert "0" * 64 in raw_hashes(source, spec=GREY8, prepared=out)
+    for damage in (
+        lambda: os.utime(next(file for file in source.rglob("*.*"))),
+        lambda: (out / "labels.npy").unlink(),
+    ):
+        time.sleep(0.01)
+        damage()
+        assert raw_hashes(source, spec=GREY8, prepared=out) == expected
+        prepare(source, out)
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "renamed", "moved to another class", "other classes"])
+def test_a_prepared_drop_of_other_files_is_not_believed(tmp_path, change):
+    source, out = class_folders(tmp_path / "test", 2), tmp_path / "out"
+    prepare(source, out)
+    os.utime(out / "index.parquet", (time.time() + 100,) * 2)
+    spec = GREY8
+    if change == "added":
+        write_image(source / "cat" / "new.png", pixels(77))
+    elif change == "removed":
+        (source / "cat" / "000.png").unlink()
+    elif change == "renamed":
+        (source / "cat" / "000.png").rename(source / "cat" / "00.png")
+    elif change == "moved to another class":
+        (source / "cat" / "001.png").rename(source / "dog" / "002.png")
+    else:
+        spec = replace(GREY8, classes=("owl", "cat", "dog"))
+    names = set(raw_hashes(source, spec=spec, prepared=out).values())
+    prepare_drop(source, tmp_path / "again", spec=spec)
+    assert names == set(open_store(tmp_path / "again").names)
+    assert (change == "other classes") == (names == set(open_store(out).names))
 
 
 def test_all_findings_come_at_once(tmp_path):

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
-from raw_drops import CLASSES, class_folders, pixels, write_image
+from model_folders import write_model
+from raw_drops import CLASSES, GREY8, class_folders, pixels, write_image
 
-from crt.data.store import open_store
+from crt.data.store import open_store, open_validation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,10 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def project(tmp_path):
     """A folder with params.yaml, a training drop and a test set."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["data"].update(
-        num_classes=3, channels=1, image_size=8, drops=["a"], resize="none", name="x", source=None
-    )
-    params["teacher"]["drop"] = "a"
+    params["data"].update(num_classes=3, channels=1, image_size=8, drops=["a"], resize="none")
+    params["teacher"].update(drop="a", trained=["a"])
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     class_folders(tmp_path / "data" / "train" / "a", 3)
     class_folders(tmp_path / "data" / "test", 2, first_seed=100)
@@ -33,8 +33,12 @@ def project(tmp_path):
 
 
 def prepare(project, part, check=True):
+    return stage(project, "prepare", part, check=check)
+
+
+def stage(project, name, *arguments, check=True):
     done = subprocess.run(
-        [sys.executable, ROOT / "stages" / "prepare.py", part],
+        [sys.executable, ROOT / "stages" / f"{name}.py", *arguments],
         cwd=project,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -60,6 +64,44 @@ def test_test_set_and_drop_are_written_with_their_metrics(project):
     assert {
         path.name: path.read_bytes() for path in (project / "prepared" / "train" / "a").iterdir()
     } == before
+
+
+def change_params(project, **sections):
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    for section, values in sections.items():
+        params[section].update(values)
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def test_the_validation_images_of_all_drops_are_certified_on_request(project):
+    class_folders(project / "data" / "train" / "b", 8, first_seed=500)
+    change_params(
+        project, data={"validation": 0.4, "drops": ["a", "b"]}, certify={"n": 100, "n0": 10, "stride": 2}
+    )
+    for part in ("test", "train/a", "train/b"):
+        prepare(project, part)
+    split = open_validation(project / "prepared" / "train")
+    counts = [
+        json.loads((project / f"results/prepare/{drop}.json").read_text()) for drop in ("a", "b", "test")
+    ]
+    assert [count["validation"]["images"] for count in counts] == [
+        int(open_store(project / "prepared/train" / drop).validation.sum()) for drop in ("a", "b")
+    ] + [0]
+    assert sum(count["validation"]["images"] for count in counts) == len(split) >= 6
+    write_model(project / "models" / "student", GREY8)
+    for folder, (name, images) in {
+        "prepared/test": ("test", 6),
+        "prepared/train": ("validation", len(split)),
+    }.items():
+        change_params(project, certify={"split": name, "images": folder})
+        stage(project, "certify", "student")
+        table = pd.read_csv(project / "certificates" / "student.tsv", sep="\t")
+        facts = json.loads((project / "certificates" / "student.json").read_text())
+        assert table.idx.tolist() == list(range(0, images, 2))
+    assert table.name.tolist() == split.names[::2]
+    assert table.label.tolist() == split.labels[::2].tolist()
+    assert {name.split("/")[0] for name in table.name} == {"a", "b"}
+    assert facts["data_fingerprint"] == split.fingerprint
 
 
 def shared_image(project):

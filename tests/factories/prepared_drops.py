@@ -24,19 +24,25 @@ def store_of(
     spec: ImageSpec | None = None,
     path: Path = Path("prepared/toy"),
     fingerprint: str = "f",
+    validation: Sequence[int] = (),
 ) -> Store:
-    """A drop in memory: uint8 images [N, H, H, C] and their labels (None: all 0)."""
+    """A drop in memory: uint8 images [N, H, H, C], their labels (None: all 0), the numbers of those that are set aside."""
     known = np.zeros(len(images), np.int64) if labels is None else np.asarray(labels)
-    return Store(path, images, known, spec or spec_of(images), fingerprint)
+    aside = np.isin(np.arange(len(images)), validation)
+    return Store(path, images, known, spec or spec_of(images), fingerprint, aside)
 
 
 def write_prepared(
-    folder: Path, images: np.ndarray, labels: Sequence[int] | np.ndarray, spec: ImageSpec | None = None
+    folder: Path,
+    images: np.ndarray,
+    labels: Sequence[int] | np.ndarray,
+    spec: ImageSpec | None = None,
+    validation: Sequence[int] = (),
 ) -> Path:
     """The same as files, written as the prepare stage writes them. The images are named 0.png, 1.png, ..."""
     with replacing(folder) as aside, Writer(aside, len(images), spec or spec_of(images)) as writer:
         for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
             name = f"{number}.png"
-            writer.add(Row(name, int(label), name, pixels, pixel_hash(pixels)))
+            writer.add(Row(name, int(label), name, pixels, pixel_hash(pixels), number in validation))
         writer.finish()
     return folder

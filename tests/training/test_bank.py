@@ -28,12 +28,17 @@ CONFIG = composed(
 )[1]
 
 
-def store(name: str, count: int) -> Store:
+def store(name: str, count: int, validation=()) -> Store:
     rng = np.random.default_rng(count)
     images = rng.integers(0, 256, (count, 6, 6, 1), dtype=np.uint8)
     fingerprint = hashlib.sha256(name.encode()).hexdigest()
     return store_of(
-        images, np.arange(count) % 4, spec=spec_of(images, 4), path=Path(name), fingerprint=fingerprint
+        images,
+        np.arange(count) % 4,
+        spec=spec_of(images, 4),
+        path=Path(name),
+        fingerprint=fingerprint,
+        validation=validation,
     )
 
 
@@ -91,6 +96,27 @@ def test_an_epoch_shows_each_image_once(stores, folders):
     by_pixels = {tuple(row): i for i, row in enumerate(whole.astype(float).tolist())}
     numbers = [by_pixels[tuple(row)] for row in shown.tolist()]
     assert labels.tolist() == np.concatenate([one.labels for one in stores])[numbers].tolist()
+
+
+def test_validation_images_have_no_logits_and_are_not_shown(tmp_path):
+    """Of the third drop all images are set aside."""
+    aside = [[0, 5, CHUNK], [], list(range(7))]
+    stores = [
+        store(name, count, validation)
+        for name, count, validation in zip("abc", (CHUNK + 9, 20, 7), aside, strict=True)
+    ]
+    folders = [bank(tmp_path / one.path.name, one) for one in stores]
+    for one, folder in zip(stores, folders, strict=True):
+        missing = np.isnan(np.load(folder / "view-0000.npy"))
+        np.testing.assert_array_equal(missing.all(1), one.validation)
+        np.testing.assert_array_equal(missing.any(1), one.validation)
+    batches = BankBatches(stores, folders, 10, **AUGMENT)
+    batches.check(teacher(), SIGMA)
+    assert batches.count == CHUNK + 9 + 20 - 3
+    shown = list(batches.epoch(0))
+    assert sum(len(images) for images, *_ in shown) == 90
+    for images, _, noise, targets in shown:
+        torch.testing.assert_close(teacher()(images + SIGMA * noise), targets)
 
 
 def test_two_processes_share_the_batches_of_one(stores, folders):

@@ -17,7 +17,9 @@ from crt.training.batches import Batches, derive_seed, mean_and_std
 CPU = torch.device("cpu")
 
 
-def store(tmp_path, count: int, size: int = 4, channels: int = 1, first: int = 0, labels=None) -> Store:
+def store(
+    tmp_path, count: int, size: int = 4, channels: int = 1, first: int = 0, labels=None, validation=()
+) -> Store:
     """Image i is filled with the value first + i, but for its corner, which is 255."""
     images = np.empty((count, size, size, channels), np.uint8)
     images[:] = (first + np.arange(count))[:, None, None, None]
@@ -28,6 +30,7 @@ def store(tmp_path, count: int, size: int = 4, channels: int = 1, first: int = 0
         np.load(file, mmap_mode="r"),
         np.arange(first, first + count) if labels is None else labels,
         path=tmp_path / "drop",
+        validation=validation,
     )
 
 
@@ -145,6 +148,20 @@ def test_crops_and_flips_are_uniform(tmp_path):
         assert corners[key] / 6000 == pytest.approx(share, abs=5 * (share * (1 - share) / 6000) ** 0.5)
 
 
+@pytest.mark.parametrize("resident", [True, False])
+def test_validation_images_are_left_out(tmp_path, resident):
+    stores = [
+        store(tmp_path, 6, labels=[0, -1, 2, 3, -1, 5], validation=[0, 3]),
+        store(tmp_path, 3, first=6, validation=[7 - 6]),
+    ]
+    loader = batches(stores, 2, resident=resident)
+    assert loader.count == 6
+    assert sorted(labels_of(loader, 0)) == [-1, -1, 2, 5, 6, 8]
+    assert sorted(labels_of(batches(stores, 2, resident=resident, labelled_only=True), 0)) == [2, 5, 6, 8]
+    with pytest.raises(UserError, match="holds 1 training images"):
+        batches([store(tmp_path, 3, validation=[0, 2])], 2)
+
+
 def test_memory_mapped_and_resident_images_give_the_same_batches(tmp_path):
     stores = [store(tmp_path, 20, channels=3), store(tmp_path, 30, channels=3, first=20)]
     one, other = (
@@ -195,6 +212,13 @@ def test_mean_and_std_are_exact_over_all_drops(tmp_path):
     np.testing.assert_allclose(std, pixels.std(0), rtol=1e-12)
 
 
+def test_mean_and_std_are_of_the_training_images(tmp_path):
+    drop = store(tmp_path, 8, validation=[0, 3, 7])
+    used = [drop.images[[1, 2, 4, 5, 6]]]
+    expected = mean_and_std([store_of(used[0])])
+    assert mean_and_std([drop], chunk=3) == expected
+
+
 def test_a_constant_channel_gets_std_1(tmp_path):
     drop = store_of(np.full((3, 2, 2, 1), 51, np.uint8))
     assert mean_and_std([drop]) == ([0.2], [1.0])
@@ -222,7 +246,7 @@ from crt.spec import ImageSpec
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 images = np.load(sys.argv[1], mmap_mode="r")
 spec = ImageSpec(("0",), images.shape[1], 3)
-store = Store(Path("large"), images, np.zeros(len(images), np.int64), spec, "f")
+store = Store(Path("large"), images, np.zeros(len(images), np.int64), spec, "f", np.zeros(len(images), bool))
 loader = Batches([store], 64, crop_padding=0, crop_area=0.5, flip=True, seed=0, device=torch.device("cpu"))
 for step, (batch, labels) in enumerate(loader.epoch(0)):
     assert batch.shape == (64, 3, 224, 224)
