@@ -1,10 +1,9 @@
-"""What directly follows a convolution computed within it: a sum (a shortcut) and a ReLU, which then need no pass of their own.
+"""Which convolutions of a traced network can take what directly follows them: a sum (a shortcut) and a ReLU.
 
-For networks that only infer, on a CPU: oneDNN's kernels do both while the convolution's result is in registers, and take
-weights that are packed for them once.
+Kernels that do both while the convolution's result is in registers save two passes over memory. This module finds the
+places, on any device, and computes nothing.
 """
 
-import copy
 import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -25,68 +24,6 @@ class Fused(NamedTuple):
     nodes: tuple[fx.Node, ...]  # the convolution first
     summand: fx.Node | None
     relu: bool
-
-
-class FusedConvolution(nn.Module):
-    """[B, c_in, H, W] -> [B, c_out, H', W'] of `dtype`, to which the input is converted; with the sum and the ReLU if asked for.
-
-    It has no gradients.
-    """
-
-    def __init__(self, conv: nn.Conv2d, relu: bool, dtype: torch.dtype) -> None:
-        super().__init__()
-        self._geometry = [list(map(int, conv.padding)), list(conv.stride), list(conv.dilation), conv.groups]
-        self._weight = torch.ops.mkldnn._reorder_convolution_weight(conv.weight.to(dtype), *self._geometry)
-        self._bias = None if conv.bias is None else conv.bias.to(dtype)
-        self._dtype, self._relu, self._grouped = dtype, relu, conv.groups > 1
-
-    def forward(self, x: Tensor, summand: Tensor | None = None) -> Tensor:
-        x, packed = x.to(self._dtype), (self._weight, self._bias, *self._geometry)
-        result: Tensor
-        if summand is None:
-            activation = "relu" if self._relu else "none"
-            result = torch.ops.mkldnn._convolution_pointwise(x, *packed, activation, [], "")
-        elif self._grouped:  # some kernels of grouped convolutions take no sum
-            result = torch.ops.mkldnn._convolution_pointwise(x, *packed, "none", [], "").add_(summand)
-            result = result.relu_() if self._relu else result
-        else:
-            relu, summand = "relu" if self._relu else None, summand.to(self._dtype)
-            result = torch.ops.mkldnn._convolution_pointwise.binary(
-                x, summand, *packed, "add", 1.0, relu, [], ""
-            )
-        return result
-
-
-@torch.no_grad()
-def fuse_convolutions(folded: nn.Module, shape: torch.Size, dtype: torch.dtype) -> nn.Module:
-    """The network with fused convolutions in `dtype` (float32 or bfloat16), or as it is where there is nothing to fuse.
-
-    folded: on a CPU, from `fold_batchnorm`, whose graph shows what follows what; networks without BatchNorm have none and stay
-    as they are. shape: [C, H, W] of the images. In float32 the logits are the same up to rounding.
-    """
-    if not isinstance(folded, fx.GraphModule) or not _kernels_are_there(dtype):
-        return folded
-    network = fx.GraphModule(folded, copy.deepcopy(folded.graph))  # a graph of its own, the same layers
-    skip_identities(network)
-    shapes = Shapes(network)
-    try:
-        shapes.run(torch.zeros(2, *shape, dtype=next(network.parameters()).dtype))
-    except Exception:  # images of another shape than the network's: its own code says so, when it is called
-        return folded
-    for number, fused in enumerate(find_fusions(network, shapes.shapes)):
-        conv, last = network.get_submodule(str(fused.conv.target)), fused.nodes[-1]
-        assert isinstance(conv, nn.Conv2d)
-        name = f"fused_{number}"
-        network.add_submodule(name, FusedConvolution(conv, fused.relu, dtype))
-        inputs = fused.conv.args if fused.summand is None else (*fused.conv.args, fused.summand)
-        with network.graph.inserting_before(last):
-            last.replace_all_uses_with(network.graph.call_module(name, inputs))
-        for node in reversed(fused.nodes):
-            network.graph.erase_node(node)
-    network.delete_all_unused_submodules()
-    network.graph.lint()
-    network.recompile()
-    return network
 
 
 class Shapes(fx.Interpreter):
@@ -172,14 +109,3 @@ def _is_relu(node: fx.Node, module: fx.GraphModule) -> bool:
 
 def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _kernels_are_there(dtype: torch.dtype) -> bool:
-    """They are what torch.compile itself calls, no public API, so their form is looked at before it is relied on."""
-    try:
-        arguments = torch.ops.mkldnn._convolution_pointwise.binary._schema.arguments
-        can = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    except AttributeError:
-        return False
-    known = [a.name for a in arguments[:4]] == ["X", "other", "W", "B"] and arguments[8].name == "binary_attr"
-    return torch.backends.mkldnn.is_available() and known and can

@@ -1,110 +1,104 @@
-"""Fused convolutions against the layers that they stand for."""
+"""The places where a convolution can take a sum and a ReLU: putting them together there keeps the network's logits."""
 
 import copy
 
 import pytest
 import torch
-from convolutions import GEOMETRIES, Twisted
+from convolutions import Twisted
 from model_folders import make_network
 from test_fold import shaken
-from torch import nn
+from torch import Tensor, fx, nn
 
 from crt.inference.fold import fold_batchnorm
-from crt.inference.fusion import FusedConvolution, _kernels_are_there, fuse_convolutions
+from crt.inference.fusion import Fused, Shapes, find_fusions, skip_identities
+from crt.spec import ImageSpec
 
 SHAPE = torch.Size([3, 16, 16])
-pytestmark = pytest.mark.skipif(
-    not _kernels_are_there(torch.float32), reason="needs a build of torch with oneDNN"
-)
-bfloat16 = pytest.param(
-    torch.bfloat16,
-    marks=pytest.mark.skipif(
-        not _kernels_are_there(torch.bfloat16), reason="needs a CPU with oneDNN's bfloat16 kernels"
-    ),
-)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, bfloat16])
-@pytest.mark.parametrize("relu", [True, False])
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-@torch.no_grad()
-def test_convolution(geometry: dict, relu: bool, dtype: torch.dtype) -> None:
+class Together(nn.Module):
+    """A convolution with the sum and the ReLU that it takes, as a kernel would do them."""
+
+    def __init__(self, conv: nn.Module, relu: bool) -> None:
+        super().__init__()
+        self.conv, self.relu = conv, relu
+
+    def forward(self, x: Tensor, summand: Tensor | None = None) -> Tensor:
+        y = self.conv(x) if summand is None else self.conv(x) + summand
+        return y.relu() if self.relu else y
+
+
+def found_in(model: nn.Module, device: str = "cpu") -> tuple[fx.GraphModule, list[Fused]]:
+    module = fold_batchnorm(model)
+    assert isinstance(module, fx.GraphModule)
+    module = copy.deepcopy(module).to(device)
+    skip_identities(module)
+    shapes = Shapes(module)
+    with torch.no_grad():
+        shapes.run(torch.zeros(2, *SHAPE, device=device))
+    return module, find_fusions(module, shapes.shapes)
+
+
+def put_together(module: fx.GraphModule, fusions: list[Fused]) -> None:
+    """Replace what was found by one call each, at the place of its last node."""
+    for number, fused in enumerate(fusions):
+        name, last = f"together_{number}", fused.nodes[-1]
+        module.add_submodule(name, Together(module.get_submodule(str(fused.conv.target)), fused.relu))
+        inputs = fused.conv.args if fused.summand is None else (*fused.conv.args, fused.summand)
+        with module.graph.inserting_before(last):
+            last.replace_all_uses_with(module.graph.call_module(name, inputs))
+        for node in reversed(fused.nodes):
+            module.graph.erase_node(node)
+    module.graph.lint()
+    module.recompile()
+
+
+def build(arch: str) -> nn.Module:
     torch.manual_seed(0)
-    conv = nn.Conv2d(8, 16, **geometry).to(dtype)
-    for size in (4, 7):  # weights are packed for no size
-        x = torch.randn(size, 8, 9 + size, 9).to(dtype).to(memory_format=torch.channels_last)
-        exact = copy.deepcopy(conv).double()(x.double())
-        other = torch.randn(exact.shape).to(dtype).to(memory_format=torch.channels_last)
-        kept = other.clone()
-        fused = FusedConvolution(conv, relu, dtype)
-        tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
-        for found, total in ((fused(x), exact), (fused(x.float(), other.float()), exact + other)):
-            assert found.dtype == dtype
-            torch.testing.assert_close(found.double(), total.relu() if relu else total, **tolerance)
-        assert torch.equal(other, kept)
+    return shaken(make_network(arch, ImageSpec.numbered(10, SHAPE[1], SHAPE[0])))
 
 
 @pytest.mark.parametrize(
-    ("arch", "relus"),
-    [("cifar_resnet20", 0), ("resnet18", 0), ("resnet50", 0), ("regnetx_002", 0), ("densenet121", 62)],
+    ("arch", "sums", "relus"),
+    [
+        ("cifar_resnet20", 9, 0),
+        ("resnet18", 8, 0),
+        ("resnet50", 16, 0),
+        ("regnetx_002", 13, 0),
+        # ReLUs that follow the BatchNorm of a concatenation follow no convolution.
+        ("densenet121", 0, 62),
+    ],
 )
 @torch.no_grad()
-def test_a_network_keeps_its_logits(arch: str, relus: int) -> None:
-    torch.manual_seed(0)
-    folded = fold_batchnorm(shaken(make_network(arch)))
-    folded = folded.to(memory_format=torch.channels_last)
-    convolutions = sum(type(m) is nn.Conv2d for m in folded.modules())
-    network = fuse_convolutions(folded, SHAPE, torch.float32)
-    kinds = [type(m) for m in network.modules()]
-    assert kinds.count(FusedConvolution) == convolutions > 0
-    assert (
-        kinds.count(nn.ReLU) == relus
-    )  # densenet's other ones follow BatchNorms of concatenations, which are in no convolution
-    assert not any(kind is nn.Conv2d for kind in kinds)
-    for count in (1, 64):
-        images = torch.rand(count, *SHAPE)
-        torch.testing.assert_close(network(images), folded(images), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.skipif(
-    not _kernels_are_there(torch.bfloat16), reason="needs a CPU with oneDNN's bfloat16 kernels"
-)
-@torch.no_grad()
-def test_in_bfloat16_it_is_as_near_to_float32_as_autocast_is() -> None:
-    torch.manual_seed(0)
-    folded = fold_batchnorm(shaken(make_network("cifar_resnet20")))
-    network = fuse_convolutions(folded, SHAPE, torch.bfloat16)
-    images = torch.rand(64, *SHAPE)
-    exact = folded(images)
-    with torch.autocast("cpu", torch.bfloat16):
-        ours, usual = network(images), folded(images)
-    assert ours.dtype == usual.dtype == torch.bfloat16
-    assert (ours - exact).abs().mean() < 1.1 * (usual - exact).abs().mean()
+def test_a_network_keeps_its_logits(arch: str, sums: int, relus: int) -> None:
+    model = build(arch)
+    module, fusions = found_in(model)
+    convolutions = sum(type(m) is nn.Conv2d for m in module.modules())
+    put_together(module, fusions)
+    module.delete_all_unused_submodules()
+    assert len(fusions) == convolutions
+    assert sum(fused.summand is not None for fused in fusions) == sums
+    assert sum(type(m) is nn.ReLU for m in module.modules()) == relus
+    images = torch.rand(8, *SHAPE)
+    torch.testing.assert_close(module(images), model(images), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
 def test_any_graph_stays_right() -> None:
     model = shaken(Twisted())
-    folded = fold_batchnorm(model)
-    network = fuse_convolutions(folded, SHAPE, torch.float32)
-    kinds = [type(m) for m in network.modules()]
-    assert kinds.count(FusedConvolution) == 10  # one per call
-    sums = [
-        len(n.args) for n in network.graph.nodes if n.op == "call_module" and n.target.startswith("fused")
-    ]
-    assert sums.count(2) == 3  # once[2], [3] and [6]
+    module, fusions = found_in(model)
+    assert len(fusions) == 10  # one per call
+    assert sum(fused.summand is not None for fused in fusions) == 3  # once[2], [3] and [6]
+    put_together(module, fusions)
     images = torch.rand(32, *SHAPE)
-    expected = model(images)
-    torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-4)
-    assert torch.equal(network(images), network(images))
-    assert torch.equal(folded(images), fold_batchnorm(model)(images))  # what was given is left alone
+    torch.testing.assert_close(module(images), model(images), rtol=1e-4, atol=1e-4)
 
 
-def test_networks_without_a_graph_and_torch_without_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten())
-    assert fuse_convolutions(fold_batchnorm(network), SHAPE, torch.float32)[0].weight.shape == (8, 3, 3, 3)
-    folded = fold_batchnorm(Twisted())
-    with pytest.raises(RuntimeError, match="channels"):
-        fuse_convolutions(folded, torch.Size([1, 16, 16]), torch.float32)(torch.zeros(2, 1, 16, 16))
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert fuse_convolutions(folded, SHAPE, torch.float32) is folded
+def test_the_places_are_the_same_on_any_device() -> None:
+    """The meta device computes nothing, and stands for all that are no CPU."""
+    model = build("resnet18")
+    here, there = (
+        [(f.conv.name, [n.name for n in f.nodes], f.summand and f.summand.name, f.relu) for f in fusions]
+        for _, fusions in (found_in(model), found_in(model, "meta"))
+    )
+    assert here == there
