@@ -9,7 +9,7 @@ from crt.report.write import write_report
 
 
 def main(config: Config) -> None:
-    write_report(Path(), config.data.drops, list(config.certified), Path("report"))
+    write_report(Path(), config.preset, config.data.drops, list(config.certified), Path("report"))
 
 
 if __name__ == "__main__":

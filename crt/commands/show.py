@@ -15,7 +15,7 @@ def show(root: Path) -> None:
         UserError: there are none yet.
     """
     settings = config.load(root / "params.yaml")
-    results = load_results(root, settings.data.drops, settings.certified)
+    results = load_results(root, settings.preset, settings.data.drops, settings.certified)
     for line in table(results):
         print(line)
     print()

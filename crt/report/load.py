@@ -48,6 +48,7 @@ class Role:
 class Results:
     """Everything that the report shows."""
 
+    preset: str  # whose settings were used
     roles: list[Role]  # teacher, student, and the baseline when one is pinned
     gate: dict[str, Any]  # results/gate/details.json
     data: dict[str, dict[str, Any]]  # results/prepare/<drop>.json, in the order of arrival; the test set last
@@ -57,8 +58,8 @@ class Results:
         return next(role for role in self.roles if role.name == name)
 
 
-def load_results(root: Path, drops: Sequence[str], roles: Iterable[str]) -> Results:
-    """Read the results of a pipeline that ran under `root` on `drops` and certified `roles`.
+def load_results(root: Path, preset: str, drops: Sequence[str], roles: Iterable[str]) -> Results:
+    """Read the results of a pipeline that ran under `root` with `preset`'s settings on `drops` and certified `roles`.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -66,7 +67,7 @@ def load_results(root: Path, drops: Sequence[str], roles: Iterable[str]) -> Resu
     prepared = root / "results/prepare"
     data = {name: read_json(prepared / f"{name}.json", PREPARED) for name in (*drops, "test")}
     gate = read_json(root / "results/gate/details.json", GATE)
-    return Results([_role(root, name) for name in ORDER if name in set(roles)], gate, data)
+    return Results(preset, [_role(root, name) for name in ORDER if name in set(roles)], gate, data)
 
 
 def _role(root: Path, name: str) -> Role:

@@ -10,15 +10,22 @@ from crt.report import content, formats
 from crt.report.load import Results, load_results
 
 
-def write_report(root: Path, drops: Sequence[str], roles: Sequence[str], out: Path) -> None:
-    """Write the page and the model card of the pipeline that ran under `root` on `drops`, for `roles`, to the folder `out`.
+def write_report(root: Path, preset: str, drops: Sequence[str], roles: Sequence[str], out: Path) -> None:
+    """Write the page and the model card of the pipeline that ran under `root` to the folder `out`.
+
+    Args:
+        root: The folder of results/, certificates/, models/ and times/.
+        preset: The preset whose settings were used.
+        drops: The deliveries of training data, in the order of arrival.
+        roles: The certified ones of teacher, student, baseline.
+        out: The folder for index.html and MODEL_CARD.md.
 
     The same results give the same bytes.
 
     Raises:
         UserError: a result is missing or damaged.
     """
-    results = load_results(root, drops, roles)
+    results = load_results(root, preset, drops, roles)
     write_text(out / "index.html", render(results, "page.html.j2"))
     write_text(out / "MODEL_CARD.md", render(results, "model_card.md.j2"))
 

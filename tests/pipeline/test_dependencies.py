@@ -15,9 +15,8 @@ NEUTRAL = {
     "crt/__init__.py", "crt/config.py", "crt/errors.py", "crt/files.py", "crt/devices.py", "crt/processes.py",
     "crt/memory.py", "stages/common.py",
 }  # fmt: skip
-# Found by name at run time: the stage lists ${method.name} and ${bank.code}.
-BY_NAME = {"crt/bank.py"}
-LISTED = {"crt/methods/crt.py": "${method.name}", "crt/methods/gaussian.py": "${teacher.method.name}"}
+# The student imports it where a bank is in use, and lists it then as ${bank.code}.
+BANK = "crt/bank.py"
 
 
 def file_of(module: str) -> Path | None:
@@ -45,7 +44,7 @@ def code_of(script: Path) -> set[str]:
     while waiting:
         file = waiting.pop()
         name = file.relative_to(ROOT).as_posix()
-        if file in seen or name in NEUTRAL or name in BY_NAME:
+        if file in seen or name in NEUTRAL or (name == BANK and script.name != "bank.py"):
             continue
         seen.add(file)
         for module in imports(file):

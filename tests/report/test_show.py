@@ -22,7 +22,7 @@ def cells(lines: list[str]) -> dict[str, list[str]]:
 
 def test_numbers_stand_under_their_role(tmp_path):
     root = make_results(tmp_path / "root", mode="exact")
-    lines = table(load_results(root, DROPS, ROLES))
+    lines = table(load_results(root, "digits", DROPS, ROLES))
     assert lines[0].split() == ["teacher", "student", "baseline"]
     found = cells(lines)
     for place, role in enumerate(("teacher", "student", "baseline")):
@@ -34,7 +34,7 @@ def test_numbers_stand_under_their_role(tmp_path):
 
 
 def test_an_adaptive_acr_is_called_a_bound(tmp_path):
-    lines = table(load_results(make_results(tmp_path / "root", mode="adaptive"), DROPS, ROLES))
+    lines = table(load_results(make_results(tmp_path / "root", mode="adaptive"), "digits", DROPS, ROLES))
     assert "ACR (at least)" in cells(lines)
 
 

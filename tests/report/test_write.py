@@ -51,7 +51,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
     root = make_results(tmp_path_factory.mktemp("results"))
-    write_report(root, DROPS, ROLES, root / "report")
+    write_report(root, "digits", DROPS, ROLES, root / "report")
     return root
 
 
@@ -107,7 +107,7 @@ def test_every_table_has_headers(page):
 
 
 def test_the_same_results_give_the_same_bytes(written, tmp_path):
-    write_report(written, DROPS, ROLES, tmp_path)
+    write_report(written, "digits", DROPS, ROLES, tmp_path)
     for name in ("index.html", "MODEL_CARD.md"):
         assert (tmp_path / name).read_bytes() == (written / "report" / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["MODEL_CARD.md", "index.html"]
@@ -116,7 +116,7 @@ def test_the_same_results_give_the_same_bytes(written, tmp_path):
 def test_names_from_files_are_escaped(tmp_path):
     evil = ['<script>alert("1")</script>', "a|b", "*bold* & `code`", *CLASSES[3:]]
     root = make_results(tmp_path, classes=evil)
-    write_report(root, DROPS, ROLES, root / "report")
+    write_report(root, "digits", DROPS, ROLES, root / "report")
     html = (root / "report/index.html").read_text()
     assert "<script" not in html
     assert evil[0] in Page(html).text
@@ -127,7 +127,7 @@ def test_names_from_files_are_escaped(tmp_path):
 
 def test_without_a_baseline(tmp_path):
     root = make_results(tmp_path, baseline=None)
-    write_report(root, DROPS, ROLES[:2], root / "report")
+    write_report(root, "digits", DROPS, ROLES[:2], root / "report")
     text = Page((root / "report/index.html").read_text()).text
     assert "no baseline" in text
     assert "Student against teacher" in text
@@ -137,7 +137,7 @@ def test_without_a_baseline(tmp_path):
 
 def test_undecided_says_how_many_images_would_do(tmp_path):
     root = make_results(tmp_path, student=1.9)
-    write_report(root, DROPS, ROLES, root / "report")
+    write_report(root, "digits", DROPS, ROLES, root / "report")
     gate = json.loads((root / "results/gate/details.json").read_text())
     assert gate["verdict"] == "undecided"
     text = Page((root / "report/index.html").read_text()).text
@@ -146,7 +146,7 @@ def test_undecided_says_how_many_images_would_do(tmp_path):
 
 def test_adaptive_mode_and_warnings_are_said(tmp_path):
     root = make_results(tmp_path, mode="adaptive", warnings=["the model was trained with sigma 0.5"])
-    write_report(root, DROPS, ROLES, root / "report")
+    write_report(root, "digits", DROPS, ROLES, root / "report")
     text = Page((root / "report/index.html").read_text()).text
     assert "ACR), a lower bound" in text
     assert "student: the model was trained with sigma 0.5" in text
@@ -165,7 +165,7 @@ def test_a_fetched_teacher_has_no_training_log(tmp_path):
     )
     (root / "results/teacher/training.tsv").unlink()
     (root / "times/teacher.json").unlink()
-    write_report(root, DROPS, ROLES, root / "report")
+    write_report(root, "digits", DROPS, ROLES, root / "report")
     text = Page((root / "report/index.html").read_text()).text
     assert "teacher: –" in text
     assert "Training loss of the teacher" not in text
@@ -173,13 +173,13 @@ def test_a_fetched_teacher_has_no_training_log(tmp_path):
 
 def test_results_of_a_removed_drop_are_left_out(tmp_path):
     root = make_results(tmp_path)
-    write_report(root, DROPS[:2], ROLES, root / "report")
+    write_report(root, "digits", DROPS[:2], ROLES, root / "report")
     assert DROPS[2] not in (root / "report/index.html").read_text()
 
 
 def test_radii_out_of_reach_are_marked(tmp_path):
     root = make_results(tmp_path, radii=[0.0, 0.25, 0.75])
-    write_report(root, DROPS, ROLES, root / "report")
+    write_report(root, "digits", DROPS, ROLES, root / "report")
     text = Page((root / "report/index.html").read_text()).text
     assert "Certified accuracy at 0.75 out of reach: n draws certify 0.616 at most" in text
     assert text.count("out of reach") == 1
@@ -187,7 +187,7 @@ def test_radii_out_of_reach_are_marked(tmp_path):
 
 def test_many_classes(tmp_path):
     root = make_results(tmp_path, classes=[f"class {i}" for i in range(200)])
-    write_report(root, DROPS, ROLES, root / "report")
+    write_report(root, "digits", DROPS, ROLES, root / "report")
     assert "and 190 more" in (root / "report/MODEL_CARD.md").read_text()
 
 
@@ -220,7 +220,7 @@ def test_missing_and_damaged_results(tmp_path, path, content, says):
     root = make_results(tmp_path)
     (root / path).unlink() if content is None else (root / path).write_text(content)
     with pytest.raises(UserError, match=says) as error:
-        write_report(root, DROPS, ROLES, root / "report")
+        write_report(root, "digits", DROPS, ROLES, root / "report")
     assert Path(path).name in str(error.value)
     assert not (root / "report").exists()
 
@@ -251,7 +251,7 @@ def test_colours_have_the_contrast_that_wcag_asks_for(scheme):
 def test_the_report_needs_no_torch(written):
     script = (
         "import sys, pathlib; from crt.report.write import write_report;"
-        f"write_report(pathlib.Path({str(written)!r}), {DROPS!r}, {ROLES!r}, pathlib.Path({str(written / 'again')!r}));"
+        f"write_report(pathlib.Path({str(written)!r}), 'digits', {DROPS!r}, {ROLES!r}, pathlib.Path({str(written / 'again')!r}));"
         "import crt.evaluation.gate; assert not {'torch', 'timm', 'dvc', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

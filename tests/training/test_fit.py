@@ -208,7 +208,7 @@ def test_a_missing_teacher(place, tmp_path):
 
 
 def test_a_missing_drop(place, tmp_path):
-    with pytest.raises(UserError, match="nothing/meta.json is missing: prepare the drop again"):
+    with pytest.raises(UserError, match=r"nothing/meta\.json is missing: prepare the drop again"):
         place.student(teacher=None, name="other", drops=[tmp_path / "nothing"])
 
 
