@@ -65,6 +65,12 @@ class Certificates:
         return [float(radius) for radius in self.settings["radii"]]
 
     @property
+    def noise(self) -> str | None:
+        """The kind of noise that the votes were counted under; None: that of version 0.1.0, which gave it no name."""
+        noise = self.settings.get("noise")
+        return str(noise.get("kind")) if isinstance(noise, dict) else None
+
+    @property
     def largest_radius(self) -> float:
         """What n draws certify when all agree: sigma * Phi^-1(alpha^(1/n))."""
         return float(self.settings["sigma"] * ndtri(self.settings["alpha"] ** (1 / self.settings["n"])))

@@ -35,9 +35,14 @@ def check_comparable(first: Certificates, second: Certificates) -> None:
     """Refuse to compare certificates of other images or settings.
 
     Raises:
-        UserError: names the setting or the images that differ.
+        UserError: one is of an older kind, or settings or images differ; they are named.
     """
     both = f"{first.source} and {second.source} cannot be compared"
+    if first.noise != second.noise:
+        older = first if first.noise is None else second
+        raise UserError(
+            f"{both}: {older.source} is of an older kind, with other noise; certify that model again"
+        )
     for key in SAME_SETTINGS:
         mine, other = first.settings.get(key), second.settings.get(key)
         if mine != other:

@@ -35,6 +35,22 @@ def test_discordance_by_hand(tmp_path):
     assert discordance(first, second, 0.25).difference == 0.25
 
 
+@pytest.mark.parametrize("older", [0, 1])
+def test_certificates_of_an_older_kind_are_not_compared(tmp_path, older):
+    rows, noise = [certified(0, 0.6), certified(1, 0.3)], {"kind": "integer", "bits": "Philox4x64-10"}
+    pair = [
+        read_certificates(
+            write_table(tmp_path / f"{place}.tsv", rows, **({} if place == older else {"noise": noise}))
+        )
+        for place in range(2)
+    ]
+    said = f"{older}.tsv is of an older kind, with other noise; certify that model again"
+    with pytest.raises(UserError, match=f"cannot be compared: .*{said}$"):
+        check_comparable(*pair)
+    check_comparable(pair[0], pair[0])
+    check_comparable(pair[1], pair[1])
+
+
 def test_mcnemar_by_hand():
     assert mcnemar(Discordance(100, 0, 0)) == 1.0
     assert mcnemar(Discordance(100, 1, 5)) == pytest.approx(2 * (1 + 6) / 64)
