@@ -16,9 +16,9 @@ import torch
 from certified import certified_metrics
 
 from crt.bank import write_bank
-from crt.commands.compose import composed
 from crt.data.store import open_store
 from crt.models.checkpoint import model_fingerprint
+from crt.project import Project
 from crt.training.fit import Files, fit, load_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +28,7 @@ N = 1000
 
 def run(views: int, seed: int, student: str, folder: Path) -> float:
     """Train one student, certify it, and return its ACR."""
-    config = composed(ROOT, [f"student={student}", f"seed={seed}", f"bank.views={views}"])[1]
+    config = Project(ROOT).composed([f"student={student}", f"seed={seed}", f"bank.views={views}"])[1]
     teacher = ROOT / "models/teacher"
     drops = [ROOT / "prepared/train" / drop for drop in config.data.drops]
     banks = [folder / f"bank-{drop.name}" for drop in drops] if views else None
@@ -57,7 +57,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 found[views].append(run(views, seed, args.student, Path(folder)))
             print(f"seed {seed}, {views} views: ACR {found[views][-1]:.4f}", flush=True)
-    config = composed(ROOT, [f"student={args.student}"])[1]
+    config = Project(ROOT).composed([f"student={args.student}"])[1]
     lines = [
         "# Students from a bank of the teacher's logits",
         "",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from certified import certified_metrics
 
-from crt.commands.compose import composed
+from crt.project import Project
 from crt.training.fit import Files, fit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +23,7 @@ N = 1000
 
 
 def train(student: str, teacher: Path, seed: int, folder: Path) -> Path:
-    config = composed(ROOT, [f"student={student}", f"seed={seed}"])[1]
+    config = Project(ROOT).composed([f"student={student}", f"seed={seed}"])[1]
     drops = [ROOT / "prepared/train" / drop for drop in config.data.drops]
     files = Files(folder / "model", folder / "training.tsv", folder / "results.json", folder / "work")
     fit("student", config, config.student, config.method, drops, teacher, files)
@@ -31,7 +31,7 @@ def train(student: str, teacher: Path, seed: int, folder: Path) -> Path:
 
 
 def acr(model: Path, out: Path) -> float:
-    config = composed(ROOT, [])[1]
+    config = Project(ROOT).composed()[1]
     return float(certified_metrics(model, ROOT / "prepared/test", out, config, n=N)["acr"])
 
 

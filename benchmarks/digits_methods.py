@@ -18,11 +18,11 @@ from pathlib import Path
 
 from certified import certified_metrics
 
-from crt.commands.compose import composed
 from crt.config import Config
 from crt.data.store import open_store, read_hashes
 from crt.drops.layout import read_classes
 from crt.drops.prepare import prepare_drop
+from crt.project import Project
 from crt.spec import ImageSpec
 from crt.training.fit import Files, fit
 
@@ -78,7 +78,7 @@ def prepare(config: Config, folder: Path) -> tuple[list[Path], Path]:
 def run(label: str, row: Row, seed: int, drops: list[Path], test: Path, models: Path) -> Outcome:
     """Train and certify one model; it stays in `models`/<label>-<seed>."""
     overrides = [*RECIPE, f"seed={seed}", f"method={row.method}"]
-    config = composed(ROOT, overrides + [f"method.{change}" for change in row.changes])[1]
+    config = Project(ROOT).composed(overrides + [f"method.{change}" for change in row.changes])[1]
     folder = models / f"{label}-{seed}"
     teacher = models / f"{row.teacher}-{seed}" if row.teacher else None
     files = Files(folder / "model", folder / "training.tsv", folder / "results.json", folder / "work")
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), help="and gaussian")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "digits_methods.md")
     args = parser.parse_args()
-    config = composed(ROOT, RECIPE)[1]
+    config = Project(ROOT).composed(RECIPE)[1]
     wanted = {label for label in ROWS if label in args.only or label == "gaussian"}
     wanted |= {row.teacher for label, row in ROWS.items() if label in wanted and row.teacher}
     with tempfile.TemporaryDirectory() as name:

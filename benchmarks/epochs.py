@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from crt.bank import BankBatches, write_bank
-from crt.commands.compose import composed
 from crt.config import Config
 from crt.data.store import open_store
 from crt.files import write_text
@@ -28,6 +27,7 @@ from crt.methods.base import Batch, Loss, Method
 from crt.methods.crt import crt
 from crt.models.build import build_model
 from crt.models.checkpoint import ModelInfo, load_info, model_fingerprint, save_model
+from crt.project import Project
 from crt.training.batches import Batches, derive_seed, mean_and_std
 from crt.training.fit import load_teacher
 from crt.training.loop import train
@@ -112,7 +112,7 @@ def learn(row: Row, drops: list[Path], banks: list[Path], teacher: Path, folder:
     """Train the row's student into `folder`/model."""
     epochs = max(1, row.epochs // row.draws)
     changes = [f"student.{change}" for change in (*row.changes, f"epochs={epochs}")]
-    config = composed(ROOT, [*SETTINGS, "student.warmup_epochs=0", *changes])[1]
+    config = Project(ROOT).composed([*SETTINGS, "student.warmup_epochs=0", *changes])[1]
     recipe, stores = config.student, [open_store(drop) for drop in drops]
     fabric = start_fabric(config.runtime, recipe.bfloat16_on_cpu)
     frozen = load_teacher(teacher, stores[0], config.sigma, fabric.device)
@@ -155,7 +155,7 @@ def run(row: Row, drops: list[Path], banks: list[Path], teacher: Path, test: Pat
 
 
 def certify(model: Path, test: Path, out: Path) -> dict[str, float]:
-    config = composed(ROOT, SETTINGS)[1]
+    config = Project(ROOT).composed(SETTINGS)[1]
     stride = max(1, len(open_store(test)) // IMAGES)
     metrics = certified_metrics(
         model, test, out, config, n0=N0, n=N, stride=stride, max_images=IMAGES, skip_misclassified=True, precision="int8"
@@ -164,7 +164,7 @@ def certify(model: Path, test: Path, out: Path) -> dict[str, float]:
 
 
 def banks_of(drops: list[Path], teacher: Path, work: Path) -> list[Path]:
-    config: Config = composed(ROOT, SETTINGS)[1]
+    config: Config = Project(ROOT).composed(SETTINGS)[1]
     banks = [work / f"bank-{drop.name}" for drop in drops]
     frozen = load_teacher(teacher, open_store(drops[0]), config.sigma, torch.device("cpu"))
     for drop, bank in zip(drops, banks, strict=True):

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from crt.commands.compose import composed
 from crt.methods import build_method
 from crt.methods.base import Batch
 from crt.models.build import build_model
+from crt.project import Project
 from crt.spec import ImageSpec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,7 +102,7 @@ def main() -> None:
     gaussian = stepper("gaussian", {}, args.arch, device)
     steps, multiples, expected = {}, {}, {}
     for label, name, changes, _ in ROWS:
-        settings = composed(ROOT, [f"method={name}"])[1].method.model_dump(exclude={"name"}) | changes
+        settings = Project(ROOT).composed([f"method={name}"])[1].method.model_dump(exclude={"name"}) | changes
         steps[label] = stepper(name, settings, args.arch, device)
         multiples[label], expected[label] = settings.get("num_noise", 1), predicted(name, settings)
 

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from certified import certified_metrics
 
-from crt.commands.compose import composed
 from crt.config import Config
 from crt.data.store import Store, open_store
 from crt.drops.prepare import prepare_drop
 from crt.files import write_text
 from crt.models.checkpoint import load_info
+from crt.project import Project
 from crt.training.fit import Files, fit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,7 +125,7 @@ def run(row: Row, drops: list[Path], test: Path, teacher: Path, work: Path) -> d
     found = folder / "found.json"
     if found.is_file():
         return json.loads(found.read_text())
-    config = composed(ROOT, [*RECIPE, f"method={row.method}", *row.changes])[1]
+    config = Project(ROOT).composed([*RECIPE, f"method={row.method}", *row.changes])[1]
     files = Files(folder / "model", folder / "training.tsv", folder / "results.json", folder / "work")
     if not files.results.is_file():
         init = work / row.init / "model" if row.init else None
@@ -187,7 +187,7 @@ def main() -> None:
     sources = [open_store(path.parent) for path in sorted((args.prepared / "train").glob("*/meta.json"))]
     drops = make_drops(sources, args.per_drop, args.work)
     test = args.prepared / "test"
-    config = composed(ROOT, RECIPE)[1]
+    config = Project(ROOT).composed(RECIPE)[1]
     known = args.work / "teacher.json"
     if not known.is_file():
         write_text(

@@ -33,13 +33,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from crt.bank import BankBatches, write_bank
-from crt.commands.compose import composed
 from crt.config import Recipe, Runtime
 from crt.data.store import Store
 from crt.devices import has_bfloat16_units
 from crt.memory import keep_freed_memory
 from crt.methods.crt import crt
 from crt.models.build import build_model
+from crt.project import Project
 from crt.spec import ImageSpec
 from crt.training.batches import Batches
 from crt.training.fit import frozen_teacher
@@ -157,7 +157,7 @@ def ours(
             "data.augment.crop_padding=4",
             f"sigma={SIGMA}",
         ]
-        config = composed(ROOT, overrides)[1]
+        config = Project(ROOT).composed(overrides)[1]
         write_bank(teacher, "", store, config, fabric.device, bank, bank.with_name("work"))
         batches = BankBatches([store], [bank], batch, **loading)
     recipe = Recipe(

@@ -8,46 +8,78 @@ import typer
 
 from crt.errors import UserError
 from crt.memory import keep_freed_memory
+from crt.project import Project
 
 app = typer.Typer(
-    help="Certified Robustness Transfer: get data, add drops, compose parameters, release, predict with certificates.",
+    help="Certified Robustness Transfer: get data, add drops, choose parameters, release, predict with certificates.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-
-def _project(root: Path) -> Path:
-    if not (root / "dvc.yaml").is_file():
-        raise UserError(
-            f"{root.resolve()} is not the root of a project (no dvc.yaml): go there, or name it with --root"
-        )
-    return root
-
-
 Root = Annotated[
-    Path,
-    typer.Option(
-        "--root", help="The repository's root.", show_default="the current folder", callback=_project
-    ),
+    Path, typer.Option("--root", help="The repository's root.", show_default="the current folder")
 ]
 
 
-@app.command()
+@app.command(
+    epilog="Examples: `crt compose student=convnext sigma=0.5`, `crt compose ~sigma`, `crt compose --reset`."
+)
 def compose(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Hydra overrides, e.g. student=convnext sigma=0.5")
+        list[str] | None,
+        typer.Argument(
+            help="Hydra overrides: student=convnext chooses an option of conf/, sigma=0.5 a value; "
+            "~sigma takes that choice back."
+        ),
     ] = None,
+    reset: Annotated[
+        bool,
+        typer.Option(
+            "--reset", help="First take back all choices but the data set, its drops and the pinned release."
+        ),
+    ] = False,
     root: Root = Path(),
 ) -> None:
-    """Write params.yaml from conf/ and overrides, for people who run `dvc repro`."""
-    from crt.commands.compose import compose_params
+    """Choose options and values: write conf/choice.yaml, and params.yaml from conf/.
 
-    compose_params(root, overrides or [])
-    print("params.yaml is written: `dvc repro` runs what it changed")
+    Without arguments it writes params.yaml after you edited conf/. What `dvc exp run -S ...` or `dvc exp apply` put into
+    params.yaml is kept as a choice.
+    """
+    from crt.commands.compose import compose as run
+
+    run(Project(root), overrides or [], reset=reset)
+    print("conf/choice.yaml and params.yaml are written: `dvc repro` runs what they changed")
 
 
-@app.command("get-data")
+@app.command(epilog="Example: `crt apply puffy-daks`, with a name that `crt experiments` shows.")
+def apply(
+    experiment: Annotated[str, typer.Argument(help="The experiment's name, as `crt experiments` shows it")],
+    root: Root = Path(),
+) -> None:
+    """Make an experiment the workspace, as `dvc exp apply` does, and keep its choices in conf/choice.yaml."""
+    from crt.commands.compose import apply as run
+
+    run(Project(root), experiment)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Examples: `crt experiments`, `crt experiments --sort-by acr --sort-order desc`.",
+)
+def experiments(context: typer.Context, root: Root = Path()) -> None:
+    """Show the experiments on the last commit side by side: metrics, and the parameters in which they differ.
+
+    Other options are passed to `dvc exp show --only-changed`.
+    """
+    from crt.commands.show import experiments as run
+
+    run(Project(root), context.args)
+
+
+@app.command(
+    "get-data", epilog="Examples: `crt get-data cifar10`, `crt get-data folder:/mnt/photos --image-size 64`."
+)
 def get_data(
     source: Annotated[str, typer.Argument(help="digits, cifar10, fashion_mnist, or folder:PATH")],
     origin: Annotated[
@@ -67,22 +99,22 @@ def get_data(
     """Put a data set into data/, record it with DVC, and choose the settings that belong to it."""
     from crt.commands.get_data import get_data as run
 
-    run(source, root, origin, name=name, image_size=image_size)
+    run(Project(root), source, origin, name=name, image_size=image_size)
 
 
-@app.command()
+@app.command(epilog="Example: `crt ingest /mnt/deliveries/2025-04 --drop 2025-04`.")
 def ingest(
     source: Annotated[Path, typer.Argument(help="A folder, an archive (zip, tar) or an .npz of images")],
     drop: Annotated[str, typer.Option("--drop", help="The new drop's name, e.g. 2025-04")],
     root: Root = Path(),
 ) -> None:
-    """Add a delivery of training data as a new drop: check it, copy it in, record it."""
+    """Add a delivery of training data as a new drop: check it, copy it in, record it, pin the newest release."""
     from crt.commands.ingest import ingest as run
 
-    run(source, drop, root)
+    run(Project(root), source, drop)
 
 
-@app.command("drop-data")
+@app.command("drop-data", epilog="Example: `crt drop-data 2025-04`.")
 def drop_data(
     drop: Annotated[str, typer.Argument(help="The drop to remove")],
     root: Root = Path(),
@@ -90,10 +122,10 @@ def drop_data(
     """Remove a drop and everything that was prepared from it."""
     from crt.commands.ingest import drop_data as run
 
-    run(drop, root)
+    run(Project(root), drop)
 
 
-@app.command()
+@app.command(epilog="Example: `crt release --bump major`.")
 def release(
     bump: Annotated[
         Literal["major", "minor", "patch"], typer.Option(help="Which part of the version to count up")
@@ -103,7 +135,7 @@ def release(
     """Register the student as the next version of the artifact `student`, if the gate has passed."""
     from crt.commands.release import release as run
 
-    run(root, bump)
+    run(Project(root), bump)
 
 
 @app.command()
@@ -114,10 +146,10 @@ def releases(
     """List the releases, the newest first, with their metrics; * marks the pinned one."""
     from crt.commands.releases import show_releases
 
-    show_releases(root, json_lines=json_lines)
+    show_releases(Project(root), json_lines=json_lines)
 
 
-@app.command()
+@app.command(epilog="Examples: `crt pin latest`, `crt pin v1.0.0`, `crt pin none`.")
 def pin(
     what: Annotated[
         str, typer.Argument(help="A version (v1.0.0), latest, a model reference (docs/teachers.md), or none")
@@ -127,10 +159,10 @@ def pin(
     """Choose the release that students are compared with and that their training starts from."""
     from crt.commands.pin import pin as run
 
-    run(what, root)
+    run(Project(root), what)
 
 
-@app.command()
+@app.command(epilog="Example: `crt generations resnet convnext -S sigma=0.5`.")
 def generations(
     students: Annotated[
         list[str] | None,
@@ -145,7 +177,7 @@ def generations(
     """Train and certify several students as DVC experiments; go on when one fails; show one table."""
     from crt.commands.generations import generations as run
 
-    run(root, students or [], overrides or [])
+    run(Project(root), students or [], overrides or [])
 
 
 @app.command()
@@ -180,7 +212,7 @@ def predict(
 
 @app.command("merge-driver", hidden=True)
 def merge_driver(base: Path, ours: Path, theirs: Path, name: str) -> None:
-    """Git's merge of the files that two people change when each ingests a drop (.gitattributes, `make setup`)."""
+    """Merge a file that two people change when each ingests a drop: called by git (.gitattributes, `make setup`)."""
     from crt.commands.merge import merge_file
 
     if not merge_file(base, ours, theirs, name):
@@ -192,18 +224,18 @@ def show(root: Root = Path()) -> None:
     """Show the results of the last run side by side, and where the report lies."""
     from crt.commands.show import show as run
 
-    run(root)
+    run(Project(root))
 
 
 def main() -> None:
-    """Run the command; a user's mistake ends in one sentence on stderr and status 1."""
+    """Run the command; a wrong input ends in one sentence on stderr and status 1."""
     keep_freed_memory()
     try:
         app()
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error}: free space or mend the path, then run again")
+        sys.exit(f"error: {error}: free space or fix the path, then run again")
 
 
 if __name__ == "__main__":

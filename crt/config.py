@@ -422,8 +422,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _roles_fit_the_pins(self) -> "Config":
         has_baseline = "baseline" in self.pinned
-        if (self.start.init == "init") != ("init" in self.pinned):
-            raise ValueError("pinned.init and start.init do not agree: run `crt pin` to set both")
+        if self.start.init == "init" and "init" not in self.pinned:
+            raise ValueError(
+                "start.init is init, but no release is pinned as pinned.init: run `crt pin`, which sets both"
+            )
         if (self.gate.against == "baseline") != has_baseline or (
             "baseline" in self.certified
         ) != has_baseline:

@@ -1,7 +1,6 @@
 """conf/, its schema and params.yaml belong together."""
 
 import copy
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,11 +8,12 @@ import yaml
 from pydantic import BaseModel
 
 from crt import config as schema
-from crt.commands.compose import compose_params, composed
 from crt.config import Config, load, validate
 from crt.errors import UserError
+from crt.project import Project
 
 ROOT = Path(__file__).resolve().parents[1]
+PROJECT = Project(ROOT)
 GROUPS = ["data", "scale", "teacher", "student", "method", "bank", "certify", "split", "runtime", "preset"]
 OPTIONS = [
     (group, file.stem) for group in GROUPS for file in sorted((ROOT / "conf" / group).glob("[!_]*.yaml"))
@@ -25,11 +25,11 @@ LARGEST = 80  # parameters; a list counts once
 
 @pytest.fixture(scope="module")
 def raw() -> dict:
-    return yaml.safe_load(composed(ROOT, [])[0])
+    return PROJECT.composed()[0].values
 
 
 def test_params_yaml_is_what_conf_composes_to():
-    text, _ = composed(ROOT, [])
+    text = PROJECT.composed()[0].text
     assert (ROOT / "params.yaml").read_text() == text, "params.yaml drifted from conf/: run `crt compose`"
 
 
@@ -42,22 +42,22 @@ def test_every_option_composes_and_validates(group, option):
         overrides.append("student.arch=resnet34")
     if option in ("fetch", "released"):  # of what there is no default
         overrides.append("teacher.ref=path:teacher.pth")
-    text, config = composed(ROOT, overrides)
+    found, config = PROJECT.composed(overrides)
     if group in ("teacher", "student"):
         assert getattr(config, group).key == option  # what `dvc exp show` tells experiments apart by
-    assert yaml.safe_load(text) == config.model_dump()
+    assert yaml.safe_load(found.text) == found.values == config.model_dump()
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("student", STUDENTS)
 def test_every_student_has_a_network_at_every_scale(student, scale):
     overrides = [f"scale={scale}", f"student={student}"] + ["student.arch=resnet34"] * (student == "timm")
-    _, config = composed(ROOT, overrides)
+    _, config = PROJECT.composed(overrides)
     assert config.student.epochs > config.student.warmup_epochs
 
 
 def test_smoke_is_laid_on_top():
-    _, config = composed(ROOT, ["student=convnext", "+experiment=smoke"])
+    _, config = PROJECT.composed(["student=convnext", "+experiment=smoke"])
     assert (config.student.key, config.student.epochs) == ("convnext", 2)
 
 
@@ -94,7 +94,7 @@ def test_params_yaml_is_small_and_every_stage_parameter_is_read(raw):
 
 def test_a_preset_for_another_data_set_is_refused():
     with pytest.raises(UserError, match="crt get-data cifar10"):
-        composed(ROOT, ["preset=cifar10"])
+        PROJECT.composed(["preset=cifar10"])
 
 
 def _models() -> list[type[BaseModel]]:
@@ -155,7 +155,7 @@ def test_a_wrong_value_ends_in_one_sentence_that_names_it(raw, path, value, said
 
 def test_the_teachers_drop_is_one_of_the_drops():
     with pytest.raises(UserError, match=r"'2031-01', which is not among data\.drops"):
-        composed(ROOT, ["teacher.drop=2031-01"])
+        PROJECT.composed(["teacher.drop=2031-01"])
 
 
 def test_a_teacher_is_not_trained_by_transfer(raw):
@@ -176,13 +176,13 @@ def test_a_teacher_is_not_trained_by_transfer(raw):
 )  # fmt: skip
 def test_a_reference_that_cannot_be_is_refused_at_once(overrides, said):
     with pytest.raises(UserError, match=said) as error:
-        composed(ROOT, overrides)
+        PROJECT.composed(overrides)
     assert "\n" not in str(error.value)
 
 
 def test_an_unknown_option_is_answered_with_the_known_ones():
     with pytest.raises(UserError) as error:
-        composed(ROOT, ["student=nope"])
+        PROJECT.composed(["student=nope"])
     assert "Could not find 'student/nope' Available options in 'student': convnext convnextv2" in str(
         error.value
     )
@@ -190,41 +190,38 @@ def test_an_unknown_option_is_answered_with_the_known_ones():
 
 
 def test_margins_of_radii_may_be_written_as_numbers():
-    assert composed(ROOT, ["+gate.margins={0.5: 0.01}"])[1].gate.margins == {"0.5": 0.01}
+    assert PROJECT.composed(["+gate.margins={0.5: 0.01}"])[1].gate.margins == {"0.5": 0.01}
     with pytest.raises(UserError, match="not among certify"):
-        composed(ROOT, ["+gate.margins={0.3: 0.01}"])
+        PROJECT.composed(["+gate.margins={0.3: 0.01}"])
 
 
 @pytest.mark.parametrize(
     ("arch", "said"),
     [("resnetv2_50", None), ("cifar_resnet20", None), ("resnet26x", "did you mean resnet26")],
 )
-def test_an_unknown_network_is_refused_when_params_are_written(arch, said, tmp_path):
-    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+def test_an_unknown_network_is_refused_when_params_are_composed(arch, said):
     overrides = ["student=timm", f"student.arch={arch}"]
     if said is None:
-        compose_params(tmp_path, overrides)
-        assert load(tmp_path / "params.yaml").student.arch == arch
+        assert PROJECT.composed(overrides)[1].student.arch == arch
         return
     with pytest.raises(UserError, match=said):
-        compose_params(tmp_path, overrides)
-    assert not (tmp_path / "params.yaml").exists()
+        PROJECT.composed(overrides)
 
 
 def test_the_pinned_release_can_teach():
     ref = "registry:student@v1.0.0"
     pins = [f'+pinned.baseline.ref="{ref}"', "+certified.baseline={}", "gate.against=baseline"]
-    _, config = composed(ROOT, ["teacher=released", *pins, "student=convnext"])
+    _, config = PROJECT.composed(["teacher=released", *pins, "student=convnext"])
     assert config.teacher.ref == config.pinned["baseline"].ref == ref
     assert config.start.init == "teacher"
 
 
 def test_least_n_is_the_least():
     """n = 10 can just certify at alpha = 0.001: 0.001 ** (1/10) = 0.5012 > 1/2, and 0.001 ** (1/9) = 0.464."""
-    _, config = composed(ROOT, ["certify.n=10"])
+    _, config = PROJECT.composed(["certify.n=10"])
     assert config.certify.n == 10
     with pytest.raises(UserError):
-        composed(ROOT, ["certify.n=9"])
+        PROJECT.composed(["certify.n=9"])
 
 
 def test_load_names_the_remedy(tmp_path):
@@ -236,13 +233,3 @@ def test_load_names_the_remedy(tmp_path):
     (tmp_path / "params.yaml").write_text("")
     with pytest.raises(UserError, match="empty"):
         load(tmp_path / "params.yaml")
-
-
-def test_compose_replaces_params_yaml_only_when_it_fits(tmp_path):
-    (tmp_path / "conf").symlink_to(ROOT / "conf")
-    compose_params(tmp_path, ["student=convnext"])
-    before = (tmp_path / "params.yaml").read_text()
-    assert load(tmp_path / "params.yaml").student.key == "convnext"
-    with pytest.raises(UserError):
-        compose_params(tmp_path, ["student.lr=-1"])
-    assert (tmp_path / "params.yaml").read_text() == before

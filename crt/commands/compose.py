@@ -1,50 +1,97 @@
-"""`crt compose`: params.yaml from conf/."""
+"""`crt compose` and `crt apply`: choose options and values, by name or by an experiment that has them."""
 
-import os
-import re
 from collections.abc import Sequence
-from pathlib import Path
 
-from crt.config import Config, validate
 from crt.errors import UserError
+from crt.project import Project
+from crt.project.choice import FACTS, PINS, Choice, differences, dotted, get
+from crt.project.takeover import take_over
 
 
-def composed(root: Path, overrides: Sequence[str]) -> tuple[str, Config]:
-    """The text of params.yaml that `conf/` and `overrides` (Hydra's grammar) give, and the validated parameters.
+def compose(project: Project, overrides: Sequence[str] = (), *, reset: bool = False) -> None:
+    """Write choices to conf/choice.yaml, and params.yaml from conf/.
+
+    Args:
+        project: The repository.
+        overrides: Hydra's: `student=convnext` chooses an option, `sigma=0.5` a value, `~sigma` takes that choice back.
+        reset: Take back all choices first, except what lies in data/ and what is pinned.
 
     Raises:
-        UserError: an option or key that does not exist, or a value that does not fit the schema.
+        UserError: an option or key that does not exist, a value that does not fit, or a parameter that shall be taken
+            away though it was not chosen.
     """
-    from hydra import compose, initialize_config_dir
+    take_over(project)
+    choice = project.choice
+    if reset:
+        choice = choice.only(("preset",), (*FACTS, *PINS))
+    project.choose(chosen(project, choice, overrides))
+
+
+def chosen(project: Project, choice: Choice, overrides: Sequence[str]) -> Choice:
+    """`choice` with what Hydra's overrides ask for. An option drops the values that were chosen for another.
+
+    Raises:
+        UserError: see `compose`.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     try:
-        with initialize_config_dir(str((root / "conf").resolve()), version_base=None):
-            config = compose("config", overrides=list(overrides))
-        OmegaConf.resolve(config)
-    except (HydraException, OmegaConfBaseException) as error:
-        # Hydra lists files that are no options (their names begin with _) and where it has searched.
-        message = " ".join(str(error).split()).partition(" Config search path:")[0]
-        message = re.sub(r"(?<= )_\w+ ", "", message)
-        raise UserError(f"conf/ does not compose with {list(overrides)}: {message}") from None
-    # The very text that DVC writes under `dvc exp run`, so that the two never differ.
-    text = OmegaConf.to_yaml(config)
-    return text, validate(OmegaConf.to_container(config), "conf/")
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UserError(" ".join(str(error).split())) from None
+    choice, conf = choice.copy(), project.conf
+    back = [one for one in parsed if one.is_delete()]
+    for one in back:
+        _take_back(choice, str(one.get_key_element()))
+    asked = [one for one in parsed if not one.is_delete()]
+    if not asked:
+        return choice
+    texts = [str(one.input_line) for one in asked]
+    options = {
+        str(one.get_key_element()): str(one.value())
+        for one in asked
+        if not one.is_add() and conf.is_group(str(one.key_or_group))
+    }
+    before = conf.compose(choice).options
+    after = conf.compose(choice, texts).options
+    for group, option in after.items():
+        if before.get(group) != option:
+            conf.forget(choice, group, (before.get(group), option))
+    target = conf.compose(choice, texts).values
+    choice.options.update(options)
+    for one in asked:
+        path = tuple(str(one.get_key_element()).lstrip("+").split("."))
+        if str(one.get_key_element()) not in options and get(target, path) is not None:
+            choice.put(path, get(target, path))
+    for path, (_, wanted) in differences(conf.compose(choice).values, target).items():
+        choice.put(path, wanted)
+    left = differences(conf.compose(choice).values, target)
+    if left:
+        raise UserError(
+            f"{' '.join(texts)} cannot be kept as a choice (at {', '.join(map(dotted, left))}): edit conf/ instead"
+        )
+    return choice
 
 
-def compose_params(root: Path, overrides: Sequence[str] = ()) -> None:
-    """Write `root`/params.yaml from `root`/conf and overrides; it is replaced only when everything fits.
+def _take_back(choice: Choice, name: str) -> None:
+    if choice.options.pop(name, None) is None and not choice.drop(tuple(name.split("."))):
+        raise UserError(
+            f"~{name} takes a choice back, but {name} is not chosen in conf/choice.yaml; a parameter itself cannot be taken away"
+        )
+
+
+def apply(project: Project, experiment: str) -> None:
+    """Make an experiment the workspace, as `dvc exp apply` does, and keep its choices.
 
     Raises:
-        UserError: see `composed`.
+        UserError: there is no such experiment, or a choice that was never committed would be lost.
     """
-    text, config = composed(root, overrides)
-    if config.student.args_for != config.student.arch:
-        from crt.models.build import check_arch  # seconds to import
-
-        check_arch(config.student.arch)  # else it would fail only after the teacher was trained
-    aside = root / "params.yaml.partial"
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, root / "params.yaml")
+    take_over(project)
+    if project.git("status", "--porcelain", "--", "conf"):
+        raise UserError(
+            "conf/ is not committed, and the experiment's would replace it: `git commit` it, or take it back with "
+            "`git checkout conf params.yaml`, then run again"
+        )
+    project.dvc("exp", "apply", experiment)
+    take_over(project)

@@ -8,35 +8,49 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from crt.commands.compose import composed
-from crt.commands.dataset import dvc
-from crt.commands.tables import aligned
 from crt.errors import UserError
+from crt.project import Project
+from crt.project.choice import get
+from crt.project.takeover import take_over
 from crt.report import formats
 
-Experiment = dict[str, Any]  # one of `dvc exp show --json`: params, metrics
+ACR = ("results/certify/student.json", "data", "acr")
 
 
-def generations(root: Path, students: Sequence[str], overrides: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Experiment:
+    """One that ended well: its parameters, its metrics by file, and what else is read from its commit."""
+
+    params: dict[str, Any]
+    metrics: dict[str, Any]
+    parameters: int | None = None  # of the student
+    seconds: float | None = None  # of its training
+
+
+def generations(project: Project, students: Sequence[str], overrides: Sequence[str]) -> None:
     """Run every student that has not run yet, and print the table.
 
-    students: options of conf/student/, all of them if empty; overrides: Hydra's, for all students alike.
+    Args:
+        project: The repository.
+        students: Options of conf/student/; empty: all that need no further choice.
+        overrides: Hydra's, for all students alike.
 
     Raises:
-        UserError: an override chooses a student, an option does not exist or does not fit, or a student failed
+        UserError: An override chooses a student, an option does not exist or does not fit, or a student failed
             (after all others have run).
     """
-    students = list(students) or sorted(path.stem for path in (root / "conf/student").glob("[!_]*.yaml"))
+    take_over(project)
+    students = list(students) or [name for name in project.conf.options("student") if name != "timm"]
     if chosen := [value for value in overrides if value.partition("=")[0].lstrip("+") == "student"]:
         raise UserError(f"{chosen[0]} is for all students: name the students instead, `crt generations ...`")
     # All are composed before the first runs.
-    wanted = {student: _params(root, student, overrides) for student in students}
-    there, failed = _experiments(root), []
+    wanted = {student: _params(project, student, overrides) for student in students}
+    there, failed = _experiments(project), []
     for student, params in wanted.items():
         if _find(there, params) is not None:
             print(f"{student}: is there already", file=sys.stderr)
@@ -44,60 +58,61 @@ def generations(root: Path, students: Sequence[str], overrides: Sequence[str]) -
         print(f"{student}: `dvc exp run`", file=sys.stderr, flush=True)
         settings = [part for value in (f"student={student}", *overrides) for part in ("-S", value)]
         command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", *settings]
-        if subprocess.run(command, cwd=root, stdout=sys.stderr).returncode:
+        if subprocess.run(command, cwd=project.root, stdout=sys.stderr).returncode:
             failed.append(student)
-    found = _experiments(root)
-    for line in table({student: _find(found, params) for student, params in wanted.items()}, found):
-        print(line)
+    found = _experiments(project)
+    print(table({student: _find(found, params) for student, params in wanted.items()}, found))
     if failed:
         raise UserError(
-            f"{', '.join(failed)} failed, its message stands above: mend that and run the same command again"
+            f"{', '.join(failed)} failed, its message stands above: fix that and run the same command again"
         )
 
 
-def table(chosen: dict[str, Experiment | None], others: Sequence[Experiment]) -> list[str]:
-    """Aligned lines, one per student; what is not known is a dash.
+def table(chosen: dict[str, Experiment | None], others: Sequence[Experiment]) -> str:
+    """One row per student; what is not known is a dash.
 
     `cost` is the student's training time over that of direct training of the same network, where an experiment among
     `others` trained it so (`-S method=consistency`).
     """
-    radii: list[str] = []
+    import pandas as pd
+
+    rows = []
     for experiment in chosen.values():
-        accuracy = _metric(experiment, "results/certify/student.json", "certified_accuracy") or {}
-        radii += [radius for radius in accuracy if radius not in radii]
-    rows = [
-        ["student", "architecture", "parameters", "training", "ACR", "share of teacher", *(f"at {r}" for r in radii), "cost"]
-    ]  # fmt: skip
-    for student, experiment in chosen.items():
-        results = "results/certify/student.json"
-        accuracy = _metric(experiment, results, "certified_accuracy") or {}
-        share = _metric(experiment, "results/gate.json", "vs_teacher", "acr_share")
-        seconds = _metric(experiment, "results/student.json", "train_seconds")
+        metrics = get(experiment and experiment.metrics, ACR[:2], {})
+        teacher = get(
+            experiment and experiment.metrics, ("results/certify/teacher.json", "data", "teacher_acr")
+        )
+        share = metrics["acr"] / teacher if metrics and teacher else None
         cost = _cost(experiment, others)
         rows.append(
-            [
-                student,
-                _param(experiment, "student", "arch") or formats.MISSING,
-                formats.count(_metric(experiment, "results/student.json", "parameters")),
-                formats.duration(seconds),
-                formats.radius(_metric(experiment, results, "acr")),
-                formats.MISSING if share is None else f"{share:.3f}",
-                *(formats.percent(accuracy.get(radius)) for radius in radii),
-                formats.MISSING if cost is None else f"{cost:.2f}",
-            ]
+            {
+                "architecture": get(experiment and experiment.params, ("student", "arch"), formats.MISSING),
+                "parameters": formats.count(experiment.parameters if experiment else None),
+                "training": formats.duration(experiment.seconds if experiment else None),
+                "ACR": formats.radius(metrics.get("acr")),
+                "share of teacher": formats.MISSING if share is None else f"{share:.3f}",
+                "smoothed": formats.percent(metrics.get("smoothed_acc")),
+            }
+            | {
+                f"at {key.removeprefix('cert_')}": formats.percent(value)
+                for key, value in metrics.items()
+                if key.startswith("cert_")
+            }
+            | {"cost": formats.MISSING if cost is None else f"{cost:.2f}"}
         )
-    return aligned(rows, left=2)
+    frame = pd.DataFrame(rows, index=list(chosen)).fillna(formats.MISSING)
+    frame["cost"] = frame.pop("cost")  # the last, whoever came first
+    return frame.rename_axis(columns="student").to_string()
 
 
-def _params(root: Path, student: str, overrides: Sequence[str]) -> dict[str, Any]:
-    text, _ = composed(root, [f"student={student}", *overrides])
-    found: dict[str, Any] = yaml.safe_load(text)
+def _params(project: Project, student: str, overrides: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(project.composed([f"student={student}", *overrides])[0].text)
     return found
 
 
-def _experiments(root: Path) -> list[Experiment]:
+def _experiments(project: Project) -> list[Experiment]:
     """The experiments on HEAD that ended well."""
-    shown = json.loads(dvc(root, "exp", "show", "--json"))
+    shown = json.loads(project.dvc("exp", "show", "--json"))
     revisions = [
         experiment["revs"][0]
         for baseline in shown
@@ -105,40 +120,47 @@ def _experiments(root: Path) -> list[Experiment]:
         for experiment in baseline["experiments"] or []
         if experiment["revs"]
     ]
-    return [one["data"] for one in revisions if one.get("data") and not one.get("error")]
+    return [
+        _experiment(project, one["rev"], one["data"])
+        for one in revisions
+        if one.get("data") and not one.get("error")
+    ]
+
+
+def _experiment(project: Project, revision: str, data: dict[str, Any]) -> Experiment:
+    found = {}
+    for name in ("results/student.json", "times/student.json"):
+        try:
+            found[name] = json.loads(project.read_at(revision, name))
+        except (UserError, ValueError):  # not there, or another machine's
+            found[name] = {}
+    return Experiment(
+        params=get(data, ("params", "params.yaml", "data"), {}),
+        metrics=data.get("metrics") or {},
+        parameters=found["results/student.json"].get("parameters"),
+        seconds=found["times/student.json"].get("seconds"),
+    )
 
 
 def _find(experiments: Sequence[Experiment], params: dict[str, Any]) -> Experiment | None:
     """The experiment with exactly these parameters, whose results are there."""
     for experiment in experiments:
-        same = _param(experiment) == params
-        if same and _metric(experiment, "results/certify/student.json", "acr") is not None:
+        if experiment.params == params and get(experiment.metrics, ACR) is not None:
             return experiment
     return None
 
 
 def _cost(experiment: Experiment | None, others: Sequence[Experiment]) -> float | None:
     """Training time over that of direct training: the same student, whose method is no transfer."""
-    seconds = _metric(experiment, "results/student.json", "train_seconds")
-    if seconds is None or _param(experiment, "method", "name") != "crt":
+    if experiment is None or experiment.seconds is None or _method(experiment) != "crt":
         return None
     for other in others:
-        direct = _param(other, "method", "name") not in ("crt", None)
-        if direct and _param(other, "student") == _param(experiment, "student"):
-            against = _metric(other, "results/student.json", "train_seconds")
-            return seconds / against if against else None
+        if _method(other) not in ("crt", None) and other.params.get("student") == experiment.params.get(
+            "student"
+        ):
+            return experiment.seconds / other.seconds if other.seconds else None
     return None
 
 
-def _metric(experiment: Experiment | None, file: str, *keys: str) -> Any:
-    return _get(experiment, "metrics", file, "data", *keys)
-
-
-def _param(experiment: Experiment | None, *keys: str) -> Any:
-    return _get(experiment, "params", "params.yaml", "data", *keys)
-
-
-def _get(value: Any, *keys: str) -> Any:
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+def _method(experiment: Experiment) -> Any:
+    return get(experiment.params, ("method", "name"))

@@ -3,54 +3,46 @@
 Every step can be repeated: after a kill, the same command ends what was begun.
 """
 
-import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import yaml
-
-from crt.commands.compose import compose_params, composed
-from crt.commands.dataset import (
-    SAMPLE_REMOTE,
-    choose_preset,
-    dvc,
-    remove_prepared,
-    set_remote,
-    show_next,
-    unrecorded_files,
-    write_dataset,
-)
 from crt.datasets.folders import write_folder
 from crt.datasets.sources import DataSet, write_cifar10, write_digits, write_fashion_mnist
 from crt.drops.layout import first_ten
 from crt.errors import UserError
 from crt.files import replacing, same_tree
+from crt.project import Project
+from crt.project.choice import Choice
+from crt.project.data import SAMPLE_REMOTE, set_remote, show_next, unrecorded_files
+from crt.project.takeover import take_over
 
 _FOLDER = "folder:"
 
 
 def get_data(
+    project: Project,
     source: str,
-    root: Path = Path(),
     origin: Path | None = None,
     *,
     name: str | None = None,
     image_size: int | None = None,
 ) -> None:
-    """Replace data/ by a data set, and set conf/ and params.yaml to it.
+    """Replace data/ by a data set, and choose its facts and its preset.
 
     Args:
+        project: The repository.
         source: `digits`, `cifar10`, `fashion_mnist` or `folder:PATH`.
-        root: the repository.
-        origin: files already on disk, instead of a download: CIFAR-10's archive or its folder, the folder with
+        origin: Files already on disk, instead of a download: CIFAR-10's archive or its folder, the folder with
             Fashion-MNIST's IDX files.
-        name: for a folder: what the set is called (default: the folder's name). Where conf/data/ and
-            conf/experiment/ have settings of that name (imagenet), they are chosen.
-        image_size: for a folder: what images are scaled to, pixels.
+        name: For a folder: what the set is called (default: the folder's name). Where conf/preset/ has settings of
+            that name (imagenet), they are chosen.
+        image_size: For a folder: what images are scaled to, pixels.
 
     Raises:
-        UserError: an unknown or damaged source, or data/ holds what DVC does not have.
+        UserError: An unknown or damaged source, or data/ holds what DVC does not have.
     """
     kind = "folder" if source.startswith(_FOLDER) else source
     if kind not in ("digits", "cifar10", "fashion_mnist", "folder"):
@@ -63,24 +55,24 @@ def get_data(
         raise UserError(f"a name and an image size can be given to folder:PATH only, not to {source!r}")
     if source == _FOLDER:
         raise UserError("folder: names no folder: write folder:PATH")
+    root = project.root
     if kind == "folder" and (root / "data").resolve() in [
         (path := Path(source.removeprefix(_FOLDER)).resolve()),
         *path.parents,
     ]:
         raise UserError(f"{source!r} lies in data/, which is to be replaced: move it elsewhere first")
-    preset = kind
-    if (
-        kind == "folder"
-        and name
-        and all((root / "conf" / g / f"{name}.yaml").exists() for g in ("data", "experiment"))
-    ):
-        preset = name
+    preset = name if kind == "folder" and name in project.conf.options("preset") else kind
 
-    lost = unrecorded_files(root)
+    take_over(project)
+    lost = unrecorded_files(project)
     data = root / "data"
     with replacing(data) as aside:
-        found = _write(kind, source, aside, root, origin, name, image_size, preset)
-        _check_settings(root, found, preset)
+        choice = _for_preset(project, preset)
+        settings = project.conf.compose(choice).values["data"]
+        found = _write(root, kind, source, aside, origin, name, image_size, settings)
+        for key, value in _facts(found).items():
+            choice.put(("data", key), value)
+        project.composed(choice=choice)  # what does not fit is found before anything changes
         if lost and not same_tree(aside, data):  # the same: an earlier run was killed before it was recorded
             raise UserError(
                 f"data/ holds what DVC does not have ({first_ten(lost)}): keep it with `dvc add data` "
@@ -89,26 +81,43 @@ def get_data(
 
     remote = SAMPLE_REMOTE if kind == "digits" else None
     if (root / "data.dvc").exists():
-        set_remote(root, remote)  # before `dvc add`, which then hands the file to git
-    dvc(root, "add", "data", quiet=False)
-    set_remote(root, remote)
-    remove_prepared(root, found.drops)
-    write_dataset(root, found)
-    choose_preset(root, preset, preset)
-    compose_params(root)
+        set_remote(project, remote)  # before `dvc add`, which then hands the file to git
+    project.dvc("add", "data", quiet=False)
+    set_remote(project, remote)
+    project.choose(choice)
     _report(found)
-    show_next(root)
+    show_next(project)
+
+
+def _for_preset(project: Project, preset: str) -> Choice:
+    """The present choice with another preset: without what was chosen for the one before."""
+    choice = project.choice
+    before = project.conf.compose().options["preset"]
+    if before != preset:
+        project.conf.forget(choice, "preset", (before, preset))
+    choice.options["preset"] = preset
+    return choice
+
+
+def _facts(found: DataSet) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "num_classes": len(found.classes),
+        "channels": found.channels,
+        "image_size": found.image_size,
+        "drops": found.drops,
+    }
 
 
 def _write(
+    root: Path,
     kind: str,
     source: str,
     out: Path,
-    root: Path,
     origin: Path | None,
     name: str | None,
     image_size: int | None,
-    preset: str,
+    settings: Mapping[str, Any],
 ) -> DataSet:
     if kind == "digits":
         return write_digits(out)
@@ -117,7 +126,6 @@ def _write(
     if kind == "fashion_mnist":
         return write_fashion_mnist(out, origin or _download_fashion_mnist(root))
     folder = Path(source.removeprefix(_FOLDER)).expanduser()
-    settings = yaml.safe_load((root / "conf" / "data" / f"{preset}.yaml").read_text(encoding="utf-8"))
     return write_folder(
         out,
         folder,
@@ -126,19 +134,6 @@ def _write(
         resize=settings["resize"],
         skip_unreadable=settings["skip_unreadable"],
     )
-
-
-def _check_settings(root: Path, found: DataSet, preset: str) -> None:
-    """Compose the parameters as they will be, so that what does not fit is found before anything changes."""
-    values = {
-        "name": found.name,
-        "num_classes": len(found.classes),
-        "channels": found.channels,
-        "image_size": found.image_size,
-        "drops": found.drops,
-    }
-    overrides = [f"data.{key}={json.dumps(value)}" for key, value in values.items()]
-    composed(root, [f"data={preset}", f"experiment@_global_={preset}", *overrides])
 
 
 def _download_cifar10(root: Path) -> Path:

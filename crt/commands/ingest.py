@@ -3,6 +3,7 @@
 No step leaves a mark of its own: after a kill, the same command ends what was begun.
 """
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -10,37 +11,32 @@ from pathlib import Path
 from typing import Any
 
 from crt.commands.arrived import Arrived
-from crt.commands.dataset import (
-    dvc,
-    leave_sample_remote,
-    load_params,
-    read_dataset,
-    recorded_drops,
-    remove_prepared,
-    set_drops,
-    show_next,
-    unrecorded_files,
-)
 from crt.commands.pin import pin_newest
 from crt.config import Data
+from crt.data.store import read_hashes
 from crt.datasets.archives import is_archive, unpack
 from crt.drops.layout import first_ten, read_classes, walk_files
 from crt.drops.prepare import Row, check_drop, raw_hashes
 from crt.errors import UserError
 from crt.files import replacing, same_tree
+from crt.project import Project
+from crt.project.data import leave_sample_remote, recorded_drops, show_next, unrecorded_files
+from crt.project.takeover import take_over
 from crt.spec import ImageSpec
 
+DROPS = ("data", "drops")
 
-def ingest(source: Path, drop: str, root: Path = Path()) -> None:
+
+def ingest(project: Project, source: Path, drop: str) -> None:
     """Copy a delivery to data/train/<drop>, after the checks that `prepare` makes, and record it.
 
     Args:
-        source: a folder as `crt.drops.layout` describes it, one .npz, or a zip or tar archive of such a folder.
-        drop: the new drop's name.
-        root: the repository.
+        project: The repository.
+        source: A folder as `crt.drops.layout` describes it, one .npz, or a zip or tar archive of such a folder.
+        drop: The new drop's name.
 
     Raises:
-        UserError: the delivery fails a check, or the name is taken; nothing is changed then.
+        UserError: The delivery fails a check, or the name is taken; nothing is changed then.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", drop) or drop == "test":
         raise UserError(
@@ -49,20 +45,20 @@ def ingest(source: Path, drop: str, root: Path = Path()) -> None:
         )
     if not source.exists():
         raise UserError(f"{source} is missing: name a folder, an .npz or an archive of images")
-    data = load_params(root).data
-    listed = read_dataset(root)["drops"]
+    take_over(project)
+    root, data = project.root, project.params.data
     target = root / "data" / "train" / drop
-    known = drop in listed and drop in data.drops
+    known = drop in data.drops
     taken = f"the drop {drop!r} exists already: choose another name, or remove it with `crt drop-data {drop}`"
     if known and not target.exists():
         raise UserError(taken)
 
-    _pull_missing(root)
+    _pull_missing(project)
     classes = read_classes(root / "data", data.num_classes)
     with replacing(target) as aside:
         _copy(source, aside, classes)
         arrived = Arrived(root, [name for name in data.drops if name != drop])
-        summary = _check(aside, source, root, classes, data, arrived.look)
+        summary = _check(project, aside, source, classes, data, arrived.look)
         if target.exists() and not same_tree(aside, target):  # the same: an earlier run was killed
             if known:
                 raise UserError(taken)
@@ -71,60 +67,70 @@ def ingest(source: Path, drop: str, root: Path = Path()) -> None:
                 "was killed once more, or move it elsewhere first"
             )
 
-    leave_sample_remote(root)
-    dvc(root, "add", f"data/train/{drop}", quiet=False)
-    pinned = pin_newest(root)  # before the drop is listed, so that a kill leaves nothing undone for good
-    set_drops(root, [*(name for name in listed if name != drop), drop])
+    leave_sample_remote(project)
+    project.dvc("add", f"data/train/{drop}", quiet=False)
+    choice = project.choice
+    choice.put(DROPS, [*(name for name in data.drops if name != drop), drop])
+    pinned = pin_newest(project, choice)
+    project.choose(choice)
     _report(drop, summary)
     arrived.report(classes)
     if pinned is not None:
-        print(pinned)
-    show_next(root)
+        print(f"{pinned.tag} is pinned, as baseline and as start of training (`crt pin` chooses another)")
+    show_next(project)
 
 
-def drop_data(drop: str, root: Path = Path()) -> None:
+def drop_data(project: Project, drop: str) -> None:
     """Remove a drop: its files, their record, its place in the settings, and what was prepared from it.
 
     DVC's cache keeps the files: `git checkout` of the former data.dvc and `dvc checkout` bring them back.
 
     Raises:
-        UserError: no such drop, the only one, the teacher's, or one that DVC has not recorded.
+        UserError: No such drop, the only one, the teacher's, or one that DVC has not recorded.
     """
-    config = load_params(root)
-    listed = read_dataset(root)["drops"]
-    if drop not in listed and drop not in config.data.drops:
-        raise UserError(f"there is no drop {drop!r}: conf/dataset.yaml lists {', '.join(listed)}")
-    left = [name for name in listed if name != drop]
+    before = project.params.data.drops
+    take_over(project)
+    config = project.params
+    drops = config.data.drops
+    if drop in before and drop not in drops:  # a kill had left only this
+        print(f"the drop {drop} is removed; left: {', '.join(drops)}")
+        show_next(project)
+        return
+    if drop not in drops:
+        raise UserError(f"there is no drop {drop!r}: data.drops lists {', '.join(drops)}")
+    left = [name for name in drops if name != drop]
     if not left:
         raise UserError(f"{drop!r} is the only drop: ingest another one before removing it")
     if config.teacher.drop == drop:
         raise UserError(
-            f"the teacher is trained on {drop!r}: set teacher.drop to another drop first "
-            "(in conf/teacher/, then `crt compose`), which trains the teacher anew"
+            f"the teacher is trained on {drop!r}: choose another drop for it first "
+            f"(`crt compose teacher.drop={left[0]}`), which trains the teacher again"
         )
-    target = root / "data" / "train" / drop
-    if lost := [name for name in unrecorded_files(root) if name.startswith(f"data/train/{drop}/")]:
+    choice = project.choice
+    choice.put(DROPS, left)
+    project.composed(choice=choice)  # what does not fit is found before anything changes
+    target = project.root / "data" / "train" / drop
+    if lost := [name for name in unrecorded_files(project) if name.startswith(f"data/train/{drop}/")]:
         raise UserError(
             f"{target} holds what DVC does not have ({first_ten(lost)}): `dvc add` it or move it elsewhere first"
         )
 
-    leave_sample_remote(root)
+    leave_sample_remote(project)
     if target.exists():
         shutil.rmtree(target)
-    (root / "data" / "train").mkdir(parents=True, exist_ok=True)
-    if drop in recorded_drops(root):
-        dvc(root, "add", f"data/train/{drop}", quiet=False)
-    remove_prepared(root, left)
-    set_drops(root, left)
+    (project.root / "data" / "train").mkdir(parents=True, exist_ok=True)
+    if drop in recorded_drops(project):
+        project.dvc("add", f"data/train/{drop}", quiet=False)
+    project.choose(choice)
     print(f"the drop {drop} is removed; left: {', '.join(left)}")
-    show_next(root)
+    show_next(project)
 
 
-def _pull_missing(root: Path) -> None:
+def _pull_missing(project: Project) -> None:
     """Get what the checks need from DVC, where only a part of data/ was pulled; never the other drops."""
-    missing = [name for name in ("data/classes.txt", "data/test") if not (root / name).exists()]
-    if missing and (root / "data.dvc").exists():
-        dvc(root, "pull", *missing, quiet=False)
+    missing = [name for name in ("data/classes.txt", "data/test") if not (project.root / name).exists()]
+    if missing and (project.root / "data.dvc").exists():
+        project.dvc("pull", *missing, quiet=False)
 
 
 def _copy(source: Path, folder: Path, classes: list[str]) -> None:
@@ -135,7 +141,7 @@ def _copy(source: Path, folder: Path, classes: list[str]) -> None:
             try:
                 shutil.copyfile(file, target)
             except FileNotFoundError:
-                raise UserError(f"{file} is a link to a file that is not there: mend or remove it") from None
+                raise UserError(f"{file} is a link to a file that is not there: fix or remove it") from None
     elif source.suffix.lower() == ".npz":
         shutil.copyfile(source, folder / source.name)
     elif is_archive(source):
@@ -145,16 +151,18 @@ def _copy(source: Path, folder: Path, classes: list[str]) -> None:
 
 
 def _check(
+    project: Project,
     folder: Path,
     source: Path,
-    root: Path,
     classes: list[str],
     data: Data,
     look: Callable[[Row], None],
 ) -> dict[str, Any]:
     """The checks of the prepare stage, on the copy; errors name the source, which is what the user knows."""
     spec = ImageSpec(tuple(classes), data.image_size, data.channels, data.resize)
-    tested = raw_hashes(root / "data" / "test", spec=spec, skip_unreadable=data.skip_unreadable)
+    tested = _prepared_hashes(project)
+    if tested is None:
+        tested = raw_hashes(project.root / "data" / "test", spec=spec, skip_unreadable=data.skip_unreadable)
     try:
         return check_drop(
             folder,
@@ -168,6 +176,14 @@ def _check(
         if source.is_file():  # its copy lies in the folder that stands for it
             message = message.replace(str(folder / source.name), str(source))
         raise UserError(message.replace(str(folder), str(source))) from None
+
+
+def _prepared_hashes(project: Project) -> dict[str, str] | None:
+    """Those of the prepared test set; None: it is not there, or not that of the present data, code and parameters."""
+    index = project.root / "prepared" / "test" / "index.parquet"
+    if not index.exists() or json.loads(project.dvc("status", "--json", "prepare_test")):
+        return None
+    return read_hashes(index)
 
 
 def _report(drop: str, summary: dict[str, Any]) -> None:

@@ -1,20 +1,25 @@
 """`crt merge-driver`: git's merge of the files that two people change when each ingests a drop and retrains.
 
-Lists of drops are united, data.dvc's tree is merged file by file, and of dvc.lock and results only what both sides made alike
-stays: `dvc repro` makes the rest anew. .gitattributes names the files, `make setup` tells git the command.
+Choices and parameters are merged value by value and lists of drops are united; data.dvc's tree is merged by DVC. Of dvc.lock
+and results only what both sides made alike stays: `dvc repro` makes the rest. .gitattributes names the files, `make setup` tells
+git the command.
 """
 
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from crt.config import validate
 from crt.errors import UserError
 from crt.files import write_text
+from crt.project.choice import Choice
 
 _ABSENT, _BOTH = object(), object()
+_CONTENT = ("md5", "size", "nfiles")  # of an output in a .dvc file, beside its options
 
 
 class ConflictError(Exception):
@@ -28,11 +33,11 @@ def merge_file(base: Path, ours: Path, theirs: Path, name: str, root: Path = Pat
     """
     try:
         if name == "data.dvc":
-            text = _merged_record(_yaml(base), _yaml(ours), _yaml(theirs), root)
+            text = _merged_record(base, ours, theirs, root)
         elif name == "dvc.lock":
-            text = _dump(_merged_lock(*map(_yaml, (base, ours, theirs))))
-        elif name == "conf/dataset.yaml":
-            text = _merged_dataset(base, ours, theirs)
+            text = _merged_lock_text(base, ours, theirs)
+        elif name == "conf/choice.yaml":
+            text = _merged_choice(*(Choice.parse(_yaml(side), name) for side in (base, ours, theirs))).text()
         elif name == "params.yaml":
             text = _merged_params(base, ours, theirs)
         elif name.startswith("results/"):
@@ -89,76 +94,81 @@ def _merged_lock(base: Any, ours: Any, theirs: Any) -> dict[str, Any]:
     return {**ours, "stages": stages}
 
 
-def _merged_dataset(base: Path, ours: Path, theirs: Path) -> str:
-    from crt.commands.dataset import with_drops
+def _merged_lock_text(*sides: Path) -> str:
+    from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
 
-    merged = merge_values(*map(_yaml, (base, ours, theirs)))
-    for side in (ours, theirs):  # with the comments of the side whose other settings stay
-        if {**_yaml(side), "drops": merged["drops"]} == merged:
-            return with_drops(side.read_text(encoding="utf-8"), merged["drops"])
-    raise ConflictError("both sides changed what lies in data/")
+    texts = [side.read_text(encoding="utf-8") for side in sides]
+    text: str = dumps_yaml(_merged_lock(*(parse_yaml_for_update(text, "dvc.lock") for text in texts)))
+    return text
+
+
+def _merged_choice(base: Choice, ours: Choice, theirs: Choice) -> Choice:
+    return Choice(
+        merge_values(base.options, ours.options, theirs.options, "the options"),
+        merge_values(base.values, ours.values, theirs.values),
+    )
 
 
 def _merged_params(base: Path, ours: Path, theirs: Path) -> str:
-    from crt.commands.dataset import params_text
+    """What conf/ will compose to: git merges it at the same time, and does not show it before the end."""
+    from omegaconf import OmegaConf
 
     merged = merge_values(*map(_yaml, (base, ours, theirs)))
-    return params_text(merged, "the merged params.yaml")[0]
+    validate(merged, "the merged params.yaml")
+    return OmegaConf.to_yaml(OmegaConf.create(merged))
 
 
-def _merged_record(base: Any, ours: Any, theirs: Any, root: Path) -> str:
-    """data.dvc whose folder has what either side added and lacks what either removed.
+def _merged_record(base: Path, ours: Path, theirs: Path, root: Path) -> str:
+    """data.dvc whose folder has what either side added and lacks what either removed, as `dvc git-hook merge-driver` merges it.
 
     Raises:
         ConflictError: a file, or a setting, was changed by both.
         UserError: a side's list of files cannot be got.
     """
-    sides = [dict(side["outs"][0]) if side else {} for side in (base, ours, theirs)]
-    hashes = [side.pop("md5", None) for side in sides]
-    sizes = [side.pop("size", None) for side in sides]
-    for side in sides:
-        side.pop("nfiles", None)
-    merged = merge_values(sides[0], sides[1], sides[2])
-    digest, count = _merged_tree(hashes, [side.get("remote") for side in sides], root)
-    out = {"md5": digest, "nfiles": count} | merged
-    if (
-        None not in sizes
-    ):  # for people; DVC writes none after `dvc add` of a part. Wrong if both added the same file.
-        out["size"] = sizes[1] + sizes[2] - sizes[0]
-    return _dump({**ours, "outs": [out]})
-
-
-def _merged_tree(hashes: list[str | None], remotes: list[str | None], root: Path) -> tuple[str, int]:
-    """The hash of the merged folder, which is put into DVC's cache, and the number of its files."""
+    from dvc.dvcfile import load_file
+    from dvc.exceptions import MergeError
     from dvc.repo import Repo
-    from dvc_data.hashfile.hash_info import HashInfo
-    from dvc_data.hashfile.tree import MergeError, merge
 
-    with Repo(str(root)) as repo:
-        infos = [HashInfo("md5", value) if value else None for value in hashes]
-        for info, remote in zip(infos, remotes, strict=True):
-            if info is not None and not repo.cache.local.exists(info.value):
-                _fetch(repo, info, [remote, None])
+    records = [_yaml(side) for side in (base, ours, theirs)]
+    options = [
+        {key: value for key, value in record["outs"][0].items() if key not in _CONTENT} if record else {}
+        for record in records
+    ]
+    merged = merge_values(
+        options[0], options[1], options[2]
+    )  # DVC refuses where one is changed, such as the remote
+    with Repo(str(root)) as repo, tempfile.TemporaryDirectory(dir=root, prefix=".merge-") as folder:
+        files = []
+        for side, record, before in zip(("base", "ours", "theirs"), records, options, strict=True):
+            path = Path(folder) / f"{side}.dvc"
+            if record:
+                out = {key: value for key, value in record["outs"][0].items() if key in _CONTENT}
+                _fetch(repo, out["md5"], [before.get("remote"), None])
+                record = {**record, "outs": [out | merged]}
+            path.write_text(_dump(record) if record else "", encoding="utf-8")
+            files.append(load_file(repo, str(path), verify=False))
         try:
-            tree = merge(repo.cache.local, infos[0], infos[1], infos[2], allowed=["add", "remove", "change"])
+            files[1].merge(files[0], files[2], allowed=["add", "remove", "change"])
         except MergeError as error:
             raise ConflictError(f"both sides changed a file of data/ ({error})") from None
-        repo.cache.local.add(tree.path, tree.fs, tree.oid)
-        return str(tree.hash_info.value), len(tree)
+        return (Path(folder) / "ours.dvc").read_text(encoding="utf-8")
 
 
-def _fetch(repo: Any, info: Any, remotes: list[str | None]) -> None:
+def _fetch(repo: Any, digest: str, remotes: list[str | None]) -> None:
     """Get a folder's list of files, not the files."""
+    from dvc_data.hashfile.hash_info import HashInfo
+
     for remote in dict.fromkeys(remotes):
+        if repo.cache.local.exists(digest):
+            return
         try:
-            repo.cloud.pull({info}, remote=remote)
+            repo.cloud.pull({HashInfo("md5", digest)}, remote=remote)
         except Exception:  # noqa: S112 - each storage raises its own library's errors; the next remote may have it
             continue
-        if repo.cache.local.exists(info.value):
-            return
-    raise UserError(
-        f"the list of files {info.value} is in no remote: ask the other side to `dvc push`, then merge again"
-    )
+    if not repo.cache.local.exists(digest):
+        raise UserError(
+            f"the list of files {digest} is in no remote: ask the other side to `dvc push`, then merge again"
+        )
 
 
 def _yaml(path: Path) -> Any:

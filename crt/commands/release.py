@@ -5,20 +5,21 @@ Nothing is written but one annotated tag, and that last: a kill leaves the relea
 
 import json
 import sys
-from pathlib import Path
 from typing import Any, Literal
 
-from crt.commands.dataset import dvc, has_default_remote, load_params
-from crt.commands.releases import ARTIFACT, Release, git, list_releases, next_version, withdrawn_at
 from crt.config import Config
 from crt.drops.layout import first_ten
 from crt.errors import UserError
+from crt.project import Project
+from crt.project.data import has_default_remote
+from crt.project.releases import ARTIFACT, Release, list_releases, next_version, withdrawn_at
+from crt.project.takeover import take_over
 from crt.report.load import read_json
 
 OURS = ("conf", "crt", "results", "stages")  # where files that git does not know yet belong to the student
 
 
-def release(root: Path = Path(), bump: Literal["major", "minor", "patch"] = "minor") -> None:
+def release(project: Project, bump: Literal["major", "minor", "patch"] = "minor") -> None:
     """Tag HEAD as the next version of the student.
 
     Everything must be committed and up to date, so that the tag names what was certified; the data goes to the default
@@ -28,32 +29,33 @@ def release(root: Path = Path(), bump: Literal["major", "minor", "patch"] = "min
         UserError: something is not committed or not up to date, the gate has not passed, the student is a release
             already, or the remote cannot be reached. Nothing is tagged then.
     """
-    config = load_params(root)
-    _check_author(root)
-    _check_committed(root)
-    _check_up_to_date(root)
-    before = list_releases(root)
-    head = git(root, "rev-parse", "HEAD").strip()
+    take_over(project)
+    config = project.params
+    _check_author(project)
+    _check_committed(project)
+    _check_up_to_date(project)
+    before = list_releases(project)
+    head = project.git("rev-parse", "HEAD").strip()
     for old in before:
         if old.commit == head:  # made by an earlier run, which was perhaps killed before it said so
             print(f"this commit is {old.tag} already")
             _say_next(old.tag)
             return
-    if withdrawn := withdrawn_at(root, head):
+    if withdrawn := withdrawn_at(project, head):
         raise UserError(f"this commit is {withdrawn}, which was withdrawn: retrain and commit first")
-    gate = read_json(root / "results/gate.json")
+    gate = read_json(project.root / "results/gate/details.json")
     _check_gate(gate, before, config)
-    found = facts(root, config, gate)
+    found = facts(project, config, gate)
     for old in before:
         if old.facts.get("model_fingerprint") == found["model_fingerprint"]:
             raise UserError(
                 f"this student is the release {old.version} already, to the byte: retrain it first"
             )
-    remote = has_default_remote(root)
+    remote = has_default_remote(project)
     if remote:
         print("pushing models, certificates and data to the default remote", file=sys.stderr)
-        dvc(root, "push", quiet=False)
-    made = _register(root, next_version(root, bump), found)
+        project.dvc("push", quiet=False)
+    made = _register(project, next_version(project, bump), found)
     print(f"{made} is registered: {_sentence(found)}")
     if not remote:
         print("its data is on this machine only: `dvc remote add -d NAME URL` and `dvc push` share it")
@@ -64,15 +66,17 @@ def _say_next(tag: str) -> None:
     print(f"next: `git push --atomic origin HEAD {tag}` shares it; `crt ingest` compares with it from now on")
 
 
-def facts(root: Path, config: Config, gate: dict[str, Any]) -> dict[str, Any]:
+def facts(project: Project, config: Config, gate: dict[str, Any]) -> dict[str, Any]:
     """What the tag's message records: the model, where it comes from, and what the gate compared it with."""
     from crt.models.checkpoint import load_info, model_fingerprint
     from crt.references.fetch import sha256_of
     from crt.references.locate import WEIGHTS
 
+    root = project.root
     folder = root / "models" / "student"
     info = load_info(folder)
-    metrics = read_json(root / "results/certify/student.json")
+    metrics = read_json(root / "results/certify/details/student.json")
+    refs = {role: pinned.ref for role, pinned in config.pinned.items()}
     return {
         "arch": info.arch,
         "sigma": info.sigma,
@@ -80,8 +84,8 @@ def facts(root: Path, config: Config, gate: dict[str, Any]) -> dict[str, Any]:
         "acr": metrics["acr"],
         "certified_accuracy": metrics["certified_accuracy"],
         "gate": gate["verdict"],
-        "baseline": config.baseline.ref,
-        "init": config.student.init if info.init_fingerprint is not None else None,
+        "baseline": refs.get("baseline"),
+        "init": refs.get("init") if info.init_fingerprint is not None else None,
         "weights_sha256": sha256_of(folder / WEIGHTS),
         "model_fingerprint": model_fingerprint(folder),
         "data_fingerprint": info.data_fingerprint,
@@ -90,18 +94,18 @@ def facts(root: Path, config: Config, gate: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_author(root: Path) -> None:
+def _check_author(project: Project) -> None:
     for key in ("user.name", "user.email"):
         try:
-            git(root, "config", key)
+            project.git("config", key)
         except UserError:
             raise UserError(f"git does not know whose release this is: `git config {key} ...`") from None
 
 
-def _check_committed(root: Path) -> None:
-    git(root, "rev-parse", "HEAD")
-    changed = [line[3:] for line in git(root, "status", "--porcelain", "--untracked-files=no").splitlines()]
-    new = git(root, "status", "--porcelain", "--untracked-files=all", "--", *OURS)
+def _check_committed(project: Project) -> None:
+    project.git("rev-parse", "HEAD")
+    changed = [line[3:] for line in project.git("status", "--porcelain", "--untracked-files=no").splitlines()]
+    new = project.git("status", "--porcelain", "--untracked-files=all", "--", *OURS)
     changed += [line[3:] for line in new.splitlines() if line.startswith("??")]
     if changed:
         raise UserError(
@@ -109,9 +113,9 @@ def _check_committed(root: Path) -> None:
         )
 
 
-def _check_up_to_date(root: Path) -> None:
+def _check_up_to_date(project: Project) -> None:
     # What else DVC tracks, such as imports of deliveries, is no input of the pipeline, and need not be here.
-    status = json.loads(dvc(root, "status", "--json"))
+    status = json.loads(project.dvc("status", "--json"))
     behind = sorted(name for name in status if name == "data.dvc" or not name.endswith(".dvc"))
     if behind:
         raise UserError(
@@ -131,7 +135,8 @@ def _check_gate(gate: dict[str, Any], before: list[Release], config: Config) -> 
         + " or accept wider margins (gate.margin, gate.acr_margin; docs/gate.md)",
         "fail": "retrain, or accept wider gate.margins (docs/gate.md)",
     }.get(str(verdict), "run `dvc repro`")
-    against = f" against {config.baseline.ref.partition('#')[0]}" if config.baseline.ref else ""
+    pinned = config.pinned.get("baseline")
+    against = f" against {pinned.ref.partition('#')[0]}" if pinned else ""
     raise UserError(
         f"the gate's verdict{against} is {verdict}, so this is no release. {said} The remedy: {remedy}"
     )
@@ -144,14 +149,14 @@ def _more_images(gate: dict[str, Any], config: Config) -> str:
     return "certify more test images (certify.stride, certify.max_images)"
 
 
-def _register(root: Path, version: str, found: dict[str, Any]) -> str:
+def _register(project: Project, version: str, found: dict[str, Any]) -> str:
     """The new tag's name."""
     from gto.api import register
     from gto.exceptions import GTOException
 
     message = f"{_sentence(found)}\n\n{json.dumps(found, indent=2, ensure_ascii=False)}\n"
     try:
-        made = register(str(root.resolve()), ARTIFACT, "HEAD", version=version, message=message)
+        made = register(str(project.root.resolve()), ARTIFACT, "HEAD", version=version, message=message)
     except GTOException as error:
         raise UserError(f"the version cannot be registered ({error})") from None
     return str(made.tag)

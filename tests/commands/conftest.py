@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from data_repo import commit, run, run_dvc
+from data_repo import commit, dvc_in_process, run
 
-from crt.commands import dataset, get_data, ingest
-from crt.commands.compose import compose_params
+from crt.commands.compose import compose
+from crt.project import Project
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,8 +25,8 @@ def unpulled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     (root / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
-    compose_params(root)
     run(root, "git", "init", "-q")
+    compose(Project(root))
     commit(root)
     return root
 
@@ -52,8 +52,7 @@ def repo(pulled: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def dvc_in_process(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """The commands call DVC in this process, save where a test is marked to call it as they really do."""
+def fast_dvc(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """The commands call DVC in this process, except where a test is marked to call it as they really do."""
     if request.node.get_closest_marker("slow") is None:
-        for module in (dataset, get_data, ingest):
-            monkeypatch.setattr(module, "dvc", run_dvc)
+        monkeypatch.setattr(Project, "dvc", dvc_in_process)

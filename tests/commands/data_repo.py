@@ -12,16 +12,17 @@ import yaml
 from PIL import Image
 
 from crt.errors import UserError
+from crt.project import Project
 
 
-def run_dvc(root: Path, *arguments: str, quiet: bool = True) -> str:
-    """`crt.commands.dataset.dvc` in this process: DVC's own command line, without a second for its imports."""
+def dvc_in_process(project: Project, *arguments: str, quiet: bool = True) -> str:
+    """`Project.dvc` in this process: DVC's own command line, without a second for its imports."""
     from dvc.cli import main
 
     # DVC_TEST keeps DVC from putting the real stdout back.
     with (
         mock.patch.dict(os.environ, DVC_TEST="1"),
-        contextlib.chdir(root),
+        contextlib.chdir(project.root),
         contextlib.redirect_stdout(io.StringIO()) as out,
     ):
         status = main(list(arguments))
@@ -32,7 +33,7 @@ def run_dvc(root: Path, *arguments: str, quiet: bool = True) -> str:
 
 def run(root: Path, *command: str) -> str:
     if command[0] == "dvc":
-        return run_dvc(root, *command[1:])
+        return dvc_in_process(Project(root), *command[1:])
     return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
 
 
@@ -47,10 +48,23 @@ def record(root: Path) -> dict:
 
 
 def listed_drops(root: Path) -> list[str]:
-    """The drops, which conf/dataset.yaml and params.yaml must agree on."""
-    drops = yaml.safe_load((root / "conf" / "dataset.yaml").read_text())["drops"]
-    assert yaml.safe_load((root / "params.yaml").read_text())["data"]["drops"] == drops
-    return drops
+    """The drops, which conf/choice.yaml and params.yaml must agree on."""
+    assert_composed(root)
+    return yaml.safe_load((root / "params.yaml").read_text())["data"]["drops"]
+
+
+def assert_composed(root: Path) -> None:
+    """params.yaml is exactly what DVC composes from conf/."""
+    from dvc.utils.hydra import compose_and_dump
+
+    out = root.parent / "composed.yaml"
+    compose_and_dump(str(out), str(root / "conf"), None, "config", "", [])
+    assert (root / "params.yaml").read_text() == out.read_text()
+
+
+def choice(root: Path) -> dict:
+    """conf/choice.yaml."""
+    return yaml.safe_load((root / "conf/choice.yaml").read_text())
 
 
 def state(root: Path) -> dict[str, bytes]:

@@ -4,13 +4,15 @@ import struct
 import numpy as np
 import pytest
 import yaml
-from data_repo import commit, delivery, listed_drops, record, run, state
+from data_repo import assert_composed, choice, commit, delivery, listed_drops, record, run, state
 
 import crt.commands.get_data as command
-from crt.commands.compose import composed
+import crt.project.repository as repository
+from crt.commands.compose import compose
 from crt.commands.get_data import get_data
 from crt.config import load
 from crt.errors import UserError
+from crt.project import Project
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # DVC's own
 
@@ -31,7 +33,7 @@ def fashion_mnist(folder):
 
 def test_digits_are_what_the_repository_records(repo):
     before = state(repo)
-    get_data("digits", repo)
+    get_data(Project(repo), "digits")
     assert state(repo) == before
     assert run(repo, "git", "status", "--porcelain") == ""
     assert record(repo)["remote"] == "sample"
@@ -45,7 +47,7 @@ def test_another_set_and_back(repo, tmp_path, capsys):
     (repo / "results" / "prepare").mkdir(parents=True)
     for name in ("test", "2025-01"):
         (repo / "results" / "prepare" / f"{name}.json").write_text("{}")
-    get_data("fashion_mnist", repo, origin=fashion_mnist(tmp_path / "idx"))
+    get_data(Project(repo), "fashion_mnist", origin=fashion_mnist(tmp_path / "idx"))
     assert list((repo / "prepared").glob("*/*")) == []
     assert [path.name for path in (repo / "results" / "prepare").iterdir()] == ["test.json"]
     (repo / "results" / "prepare" / "test.json").unlink()
@@ -53,19 +55,13 @@ def test_another_set_and_back(repo, tmp_path, capsys):
     assert "fashion_mnist: 10 classes, 1 channel(s), 28x28 pixels, drops base" in capsys.readouterr().out
     config = load(repo / "params.yaml")
     assert (config.data.name, config.data.image_size, config.data.drops) == ("fashion_mnist", 28, ["base"])
-    assert config.data.source == "fashion_mnist"
+    assert choice(repo)["defaults"] == [{"override /preset": "fashion_mnist"}]
     assert config.teacher.drop == "base"
-    assert (repo / "params.yaml").read_text() == composed(repo, [])[0]
+    assert_composed(repo)
     # Only the sample belongs to the sample's remote, which is in git.
     assert "remote" not in record(repo)
     assert run(repo, "dvc", "data", "status", "--json").count("uncommitted") == 0
-    text = (repo / "conf" / "config.yaml").read_text()
-    changed = text.replace("- data: fashion_mnist", "- data: digits").replace(
-        "experiment@_global_: fashion_mnist", "experiment@_global_: digits"
-    )
-    assert changed == before["conf/config.yaml"].decode()
-    assert (repo / "conf" / "dataset.yaml").read_text().startswith("# @package data\n#")
-    get_data("digits", repo)
+    get_data(Project(repo), "digits")
     assert yaml.safe_load((repo / "data.dvc").read_text()) == yaml.safe_load(before["data.dvc"])
     del before["data.dvc"]
     after = state(repo)
@@ -74,20 +70,21 @@ def test_another_set_and_back(repo, tmp_path, capsys):
 
 
 def test_a_folder_gets_the_folder_preset_or_a_named_one(repo, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "dvc", lambda *_, **__: "")
+    monkeypatch.setattr(Project, "dvc", lambda *_, **__: "")
     monkeypatch.setattr(command, "unrecorded_files", lambda _: [])
-    get_data(f"folder:{delivery(tmp_path / 'my set!')}", repo)
+    get_data(Project(repo), f"folder:{delivery(tmp_path / 'my set!')}")
     config = load(repo / "params.yaml")
-    assert (config.data.name, config.data.source, config.data.resize) == ("my-set", None, "crop")
+    assert (config.preset, config.data.name, config.data.resize) == ("folder", "my-set", "crop")
     assert (config.data.num_classes, config.data.channels, config.data.image_size) == (2, 1, 8)
     assert (repo / "data" / "classes.txt").read_text() == "3\n7\n"
-    get_data(f"folder:{tmp_path / 'my set!'}", repo, name="imagenet", image_size=16)
-    data = load(repo / "params.yaml").data
-    assert (data.name, data.source, data.augment.crop_area) == ("imagenet", "imagenet", 0.08)
+    get_data(Project(repo), f"folder:{tmp_path / 'my set!'}", name="imagenet", image_size=16)
+    config = load(repo / "params.yaml")
+    assert (config.preset, config.data.name, config.data.augment.crop_area) == ("imagenet", "imagenet", 0.08)
+    assert config.data.image_size == 16, "a fact, which the preset cannot change"
 
 
 def test_works_with_nothing_pulled(clone, tmp_path):
-    get_data(f"folder:{delivery(tmp_path / 'set')}", clone)
+    get_data(Project(clone), f"folder:{delivery(tmp_path / 'set')}")
     assert listed_drops(clone) == ["base"]
 
 
@@ -104,18 +101,18 @@ def test_data_that_dvc_does_not_have_is_not_replaced(repo, tmp_path, change):
     with pytest.raises(
         UserError, match=r"data/ holds what DVC does not have \(.*\): keep it with `dvc add data`"
     ) as error:
-        get_data("fashion_mnist", repo, origin=fashion_mnist(tmp_path / "idx"))
+        get_data(Project(repo), "fashion_mnist", origin=fashion_mnist(tmp_path / "idx"))
     assert name in str(error.value)
     assert state(repo) == before
     if change == "modified":
         run(repo, "dvc", "add", "data")
-        get_data("fashion_mnist", repo, origin=tmp_path / "idx")
+        get_data(Project(repo), "fashion_mnist", origin=tmp_path / "idx")
         assert listed_drops(repo) == ["base"]
 
 
 def test_deleted_files_are_no_loss(repo, tmp_path):
     shutil.rmtree(repo / "data" / "train" / "2025-02")
-    get_data("digits", repo)
+    get_data(Project(repo), "digits")
     assert run(repo, "git", "status", "--porcelain") == ""
 
 
@@ -129,19 +126,19 @@ def test_after_kills_the_same_command_ends_what_was_begun(repo, tmp_path, monkey
     def kill(*_, **__):
         raise Kill
 
-    for step in (
-        "dvc",
-        "write_dataset",
-        "choose_preset",
-        "compose_params",
-    ):  # each run comes one step further
-        with monkeypatch.context() as patch:
-            patch.setattr(command, step, kill)
+    for where, step in (
+        (Project, "dvc"),
+        (Project, "choose"),
+        (Project, "write_params"),
+        (repository, "remove_leftovers"),
+    ):
+        with monkeypatch.context() as patch:  # each run comes one step further
+            patch.setattr(where, step, kill)
             with pytest.raises(Kill):
-                get_data(source, repo)
-        (repo / "data.partial").mkdir()  # as a kill during the writing leaves it
+                get_data(Project(repo), source)
+        (repo / "data.partial").mkdir(exist_ok=True)  # as a kill during the writing leaves it
         (repo / "data.partial" / "half").write_text("x")
-    get_data(source, repo)
+    get_data(Project(repo), source)
     assert listed_drops(repo) == ["base"]
     assert load(repo / "params.yaml").data.name == "set"
     assert "remote" not in record(repo)
@@ -165,30 +162,22 @@ def test_wrong_requests_change_nothing(repo, source, options, message):
     if "origin" in options:
         options = {"origin": repo / options["origin"]}
     with pytest.raises(UserError, match=message):
-        get_data(source, repo, **options)
+        get_data(Project(repo), source, **options)
     assert state(repo) == before
 
 
 def test_a_source_inside_data_is_refused(repo):
     with pytest.raises(UserError, match="lies in data/"):
-        get_data(f"folder:{repo / 'data' / 'train'}", repo)
+        get_data(Project(repo), f"folder:{repo / 'data' / 'train'}")
 
 
 def test_settings_that_would_not_fit_are_found_before_anything_changes(repo, tmp_path):
-    path = repo / "conf" / "teacher" / "consistency.yaml"
-    path.write_text(path.read_text().replace("${data.drops.0}", '"2025-02"'))
+    compose(Project(repo), ["teacher.drop=2025-02"])
     commit(repo)
     before = state(repo)
     with pytest.raises(UserError, match=r"teacher.drop is '2025-02'"):
-        get_data(f"folder:{delivery(tmp_path / 'set')}", repo)
+        get_data(Project(repo), f"folder:{delivery(tmp_path / 'set')}")
     assert state(repo) == before
-
-
-def test_a_defaults_list_without_the_lines(repo, tmp_path):
-    path = repo / "conf" / "config.yaml"
-    path.write_text(path.read_text().replace("  - experiment@_global_: digits\n", ""))
-    with pytest.raises(UserError, match=r"conf/.*experiment"):
-        get_data(f"folder:{delivery(tmp_path / 'set')}", repo)
 
 
 def test_downloads_are_checked_and_a_failure_names_the_way_out(tmp_path, monkeypatch):

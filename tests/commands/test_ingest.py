@@ -11,11 +11,12 @@ from data_repo import commit, delivery, listed_drops, record, run, state
 from PIL import Image
 
 import crt.commands.ingest as command
-from crt.commands.compose import compose_params
-from crt.commands.dataset import set_drops
+import crt.project.repository as repository
+from crt.commands.compose import compose
 from crt.commands.ingest import drop_data, ingest
 from crt.config import load
 from crt.errors import UserError
+from crt.project import Project
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # DVC's own
 
@@ -25,7 +26,7 @@ SAMPLE = ["2025-01", "2025-02", "2025-03"]
 @pytest.fixture
 def no_dvc(monkeypatch):
     """Leaves DVC's part out of a test about copying or settings."""
-    monkeypatch.setattr(command, "dvc", lambda *_, **__: "")
+    monkeypatch.setattr(Project, "dvc", lambda *_, **__: "")
     monkeypatch.setattr(command, "leave_sample_remote", lambda _: None)
 
 
@@ -40,7 +41,7 @@ def test_a_folder_becomes_a_drop(repo, tmp_path, capsys):
     source = delivery(tmp_path / "in")
     shutil.copy(source / "3" / "0.png", source / "3" / "again.png")
     (source / "README.md").write_text("from the field")
-    ingest(source, "2025-04", repo)
+    ingest(Project(repo), source, "2025-04")
     out = capsys.readouterr().out
     assert "the drop 2025-04: 7 images (3 4, 7 3)" in out
     assert "copies of others in the drop: 1 (14.3%)\n" in out
@@ -53,25 +54,25 @@ def test_a_folder_becomes_a_drop(repo, tmp_path, capsys):
     changed = {name for name in after if after[name] != before.get(name)}
     assert {name for name in changed if not name.startswith("data/")} == {
         "data.dvc",
-        "conf/dataset.yaml",
+        "conf/choice.yaml",
         "params.yaml",
     }
-    # Comments and choices stay: one line more each, no other change.
-    for name, line in (("conf/dataset.yaml", b'- "2025-04"\n'), ("params.yaml", b"  - 2025-04\n")):
-        assert after[name].replace(line, b"") == before[name]
+    # One line more each, no other change.
+    for name in ("conf/choice.yaml", "params.yaml"):
+        assert after[name].replace(b"  - 2025-04\n", b"") == before[name]
 
 
 def test_choices_in_params_are_kept(repo, no_dvc, tmp_path):
-    compose_params(repo, ["student=convnext", "+experiment=smoke"])
+    compose(Project(repo), ["student=convnext", "+experiment=smoke"])
     before = yaml.safe_load((repo / "params.yaml").read_text())
-    ingest(delivery(tmp_path / "in"), "2025-04", repo)
+    ingest(Project(repo), delivery(tmp_path / "in"), "2025-04")
     before["data"]["drops"].append("2025-04")
     assert yaml.safe_load((repo / "params.yaml").read_text()) == before
 
 
 @pytest.mark.slow
 def test_with_nothing_pulled_only_the_test_set_is_fetched_into_the_workspace(clone, tmp_path):
-    ingest(delivery(tmp_path / "in"), "2025-04", clone)
+    ingest(Project(clone), delivery(tmp_path / "in"), "2025-04")
     assert sorted(path.name for path in (clone / "data" / "train").iterdir()) == ["2025-04"]
     assert (clone / "data" / "test" / "digits.npz").exists()
     assert listed_drops(clone) == [*SAMPLE, "2025-04"]
@@ -113,7 +114,7 @@ def make_npz(source, path):
 @pytest.mark.parametrize(("make", "name"), [(make_zip, "a.zip"), (make_tar, "a.tgz"), (make_npz, "a.npz")])
 def test_archives(repo, no_dvc, tmp_path, capsys, make, name):
     source = delivery(tmp_path / "in")
-    ingest(make(source, tmp_path / name), "2025-04", repo)
+    ingest(Project(repo), make(source, tmp_path / name), "2025-04")
     assert "6 images (3 3, 7 3)" in capsys.readouterr().out
     target = repo / "data" / "train" / "2025-04"
     assert tree(target) == ({"a.npz": (tmp_path / name).read_bytes()} if name == "a.npz" else tree(source))
@@ -121,7 +122,7 @@ def test_archives(repo, no_dvc, tmp_path, capsys, make, name):
 
 def test_unlabelled_images(repo, no_dvc, tmp_path, capsys):
     source = delivery(tmp_path / "in")
-    ingest(source / "3", "unlabelled", repo)
+    ingest(Project(repo), source / "3", "unlabelled")
     out = capsys.readouterr().out
     assert "3 images (no labels)" in out
     assert "unlabelled: 3 (100.0%)\n" in out
@@ -183,7 +184,7 @@ def pickled(source):
             test_image,
             r"1 image\(s\) that also stand in the test set: 7/known.bmp \(test image digits.npz#5\)",
         ),
-        (dangling, r"in/3/away.png is a link to a file that is not there: mend or remove it"),
+        (dangling, r"in/3/away.png is a link to a file that is not there: fix or remove it"),
         (labels_out_of_range, r"a.npz: 1 of 2 labels are out of range, first 10 at index 1"),
         (pickled, r"a.npz: `labels` holds pickled Python objects"),
     ],
@@ -193,7 +194,7 @@ def test_bad_deliveries_change_nothing(repo, tmp_path, damage, message):
     damage(source)
     before = state(repo)
     with pytest.raises(UserError, match=message) as error:
-        ingest(source, "2025-04", repo)
+        ingest(Project(repo), source, "2025-04")
     assert ".partial" not in str(error.value)
     assert "\n" not in str(error.value)
     assert state(repo) == before
@@ -204,7 +205,7 @@ def test_archive_with_a_path_that_leads_out(repo, tmp_path):
         archive.write(delivery(tmp_path / "in") / "3" / "0.png", "../../../evil.png")
     before = state(repo)
     with pytest.raises(UserError, match="leads out"):
-        ingest(tmp_path / "a.zip", "2025-04", repo)
+        ingest(Project(repo), tmp_path / "a.zip", "2025-04")
     assert state(repo) == before
     assert not list(tmp_path.rglob("evil.png"))
 
@@ -212,18 +213,18 @@ def test_archive_with_a_path_that_leads_out(repo, tmp_path):
 @pytest.mark.parametrize("drop", ["", "../x", "a/b", "-x", ".x", "test", "a b", "x.partial", "x" * 101])
 def test_names_that_cannot_be(repo, tmp_path, drop):
     with pytest.raises(UserError, match="cannot name a drop"):
-        ingest(delivery(tmp_path / "in"), drop, repo)
+        ingest(Project(repo), delivery(tmp_path / "in"), drop)
 
 
 def test_wrong_requests(repo, tmp_path):
     source = delivery(tmp_path / "in")
     before = state(repo)
     with pytest.raises(UserError, match="'2025-01' exists already"):
-        ingest(source, "2025-01", repo)
+        ingest(Project(repo), source, "2025-01")
     with pytest.raises(UserError, match="nowhere is missing"):
-        ingest(tmp_path / "nowhere", "2025-04", repo)
+        ingest(Project(repo), tmp_path / "nowhere", "2025-04")
     with pytest.raises(UserError, match=r"is no folder, .npz, zip or tar"):
-        ingest(source / "3" / "0.png", "2025-04", repo)
+        ingest(Project(repo), source / "3" / "0.png", "2025-04")
     assert state(repo) == before
 
 
@@ -231,10 +232,10 @@ def test_other_files_under_that_name_are_not_overwritten(repo, no_dvc, tmp_path)
     target = delivery(repo / "data" / "train" / "2025-04", first_seed=500)
     before = state(repo)
     with pytest.raises(UserError, match="2025-04 exists, with other contents"):
-        ingest(delivery(tmp_path / "in"), "2025-04", repo)
+        ingest(Project(repo), delivery(tmp_path / "in"), "2025-04")
     assert state(repo) == before
     # Put there by hand, it can be taken in from where it is.
-    ingest(target, "2025-04", repo)
+    ingest(Project(repo), target, "2025-04")
     assert listed_drops(repo) == [*SAMPLE, "2025-04"]
     assert tree(target) == {
         name.split("2025-04/")[1]: data for name, data in before.items() if "2025-04/" in name
@@ -250,27 +251,27 @@ def kill(*_, **__):
 
 
 def kill_between_files(monkeypatch):
-    """Ends `set_drops` after its first file, conf/dataset.yaml."""
-    import crt.commands.dataset as dataset
-
-    write = dataset.write_text
+    """Ends `Project.choose` after its first file, conf/choice.yaml."""
+    write = repository.write_text
 
     def once(path, content):
         if path.name == "params.yaml":
             raise Kill
         write(path, content)
 
-    monkeypatch.setattr(dataset, "write_text", once)
+    monkeypatch.setattr(repository, "write_text", once)
 
 
-STEPS = ["leave_sample_remote", "dvc", "set_drops", "params.yaml"]
+STEPS = ["leave_sample_remote", "dvc", "choose", "params.yaml"]
 
 
 def kill_at(step, monkeypatch):
     if step == "params.yaml":
         kill_between_files(monkeypatch)
-    else:
+    elif step == "leave_sample_remote":
         monkeypatch.setattr(command, step, kill)
+    else:
+        monkeypatch.setattr(Project, step, kill)
 
 
 def test_after_kills_the_same_command_ends_what_was_begun(repo, tmp_path, monkeypatch):
@@ -280,20 +281,20 @@ def test_after_kills_the_same_command_ends_what_was_begun(repo, tmp_path, monkey
         with monkeypatch.context() as patch:
             kill_at(step, patch)
             with pytest.raises(Kill):
-                ingest(source, "2025-04", repo)
+                ingest(Project(repo), source, "2025-04")
         aside.mkdir()  # as a kill during the copying leaves it
         (aside / "half.png").write_text("x")
-    ingest(source, "2025-04", repo)
+    ingest(Project(repo), source, "2025-04")
     assert listed_drops(repo) == [*SAMPLE, "2025-04"]
     assert tree(repo / "data" / "train" / "2025-04") == tree(source)
     assert not aside.exists()
     assert run(repo, "dvc", "status", "-q", "data.dvc") == ""
     # A kill after the last step, or a doubt: the same again changes nothing, another delivery is refused.
     before = state(repo)
-    ingest(source, "2025-04", repo)
+    ingest(Project(repo), source, "2025-04")
     assert state(repo) == before
     with pytest.raises(UserError, match="exists already"):
-        ingest(delivery(tmp_path / "other", first_seed=900), "2025-04", repo)
+        ingest(Project(repo), delivery(tmp_path / "other", first_seed=900), "2025-04")
     assert state(repo) == before
 
 
@@ -316,7 +317,7 @@ def assert_dropped(repo, drop, left):
 @pytest.mark.slow
 def test_drop_data_removes_every_trace(repo):
     prepared_remains(repo, "2025-02")
-    drop_data("2025-02", repo)
+    drop_data(Project(repo), "2025-02")
     assert_dropped(repo, "2025-02", ["2025-01", "2025-03"])
     assert run(repo, "dvc", "status", "-q", "data.dvc") == ""
 
@@ -324,25 +325,25 @@ def test_drop_data_removes_every_trace(repo):
 def test_a_single_file_is_named_as_it_was_given(repo, no_dvc, tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8), np.uint8), labels=[0, 10])
     with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path))}/a\.npz: 1 of 2 labels"):
-        ingest(tmp_path / "a.npz", "2025-04", repo)
+        ingest(Project(repo), tmp_path / "a.npz", "2025-04")
 
 
 @pytest.mark.slow
 def test_drop_data_without_the_list_of_files_names_the_remedy(clone):
     shutil.rmtree(clone / "sample")  # the remote, as in a clone of data that nobody pushed
     with pytest.raises(UserError, match=r"`dvc pull data\.dvc`, then run again"):
-        drop_data("2025-02", clone)
+        drop_data(Project(clone), "2025-02")
 
 
 def test_drop_data_with_nothing_pulled(clone):
-    drop_data("2025-02", clone)
+    drop_data(Project(clone), "2025-02")
     assert_dropped(clone, "2025-02", ["2025-01", "2025-03"])
 
 
 def test_ingest_and_drop_data_undo_each_other(repo, tmp_path):
     before = state(repo)
-    ingest(delivery(tmp_path / "in"), "2025-04", repo)
-    drop_data("2025-04", repo)
+    ingest(Project(repo), delivery(tmp_path / "in"), "2025-04")
+    drop_data(Project(repo), "2025-04")
     after = state(repo)
     former, latter = (yaml.safe_load(found.pop("data.dvc"))["outs"][0] for found in (before, after))
     assert former["md5"] == latter["md5"]
@@ -351,11 +352,11 @@ def test_ingest_and_drop_data_undo_each_other(repo, tmp_path):
 
 def test_drop_data_refuses_the_teachers_drop_unless_another_is_chosen(repo):
     before = state(repo)
-    with pytest.raises(UserError, match=r"the teacher is trained on '2025-01': set teacher.drop"):
-        drop_data("2025-01", repo)
+    with pytest.raises(UserError, match=r"the teacher is trained on '2025-01': choose another drop"):
+        drop_data(Project(repo), "2025-01")
     assert state(repo) == before
-    compose_params(repo, ["teacher.drop=2025-03"])
-    drop_data("2025-01", repo)
+    compose(Project(repo), ["teacher.drop=2025-03"])
+    drop_data(Project(repo), "2025-01")
     assert_dropped(repo, "2025-01", ["2025-02", "2025-03"])
     assert load(repo / "params.yaml").teacher.drop == "2025-03"
 
@@ -364,19 +365,19 @@ def test_drop_data_refuses_what_cannot_be_brought_back(repo):
     (repo / "data" / "train" / "2025-02" / "new.png").write_text("precious")
     before = state(repo)
     with pytest.raises(UserError, match=r"holds what DVC does not have \(data/train/2025-02/new.png\)"):
-        drop_data("2025-02", repo)
+        drop_data(Project(repo), "2025-02")
     assert state(repo) == before
-    drop_data("2025-03", repo)  # another drop is no concern of it
+    drop_data(Project(repo), "2025-03")  # another drop is no concern of it
     assert listed_drops(repo) == ["2025-01", "2025-02"]
 
 
 def test_drop_data_wrong_requests(repo):
-    with pytest.raises(UserError, match=r"there is no drop 'x': conf/dataset.yaml lists 2025-01"):
-        drop_data("x", repo)
-    set_drops(repo, ["2025-01"])
+    with pytest.raises(UserError, match=r"there is no drop 'x': data\.drops lists 2025-01"):
+        drop_data(Project(repo), "x")
+    compose(Project(repo), ["data.drops=[2025-01]"])
     before = state(repo)
     with pytest.raises(UserError, match="'2025-01' is the only drop"):
-        drop_data("2025-01", repo)
+        drop_data(Project(repo), "2025-01")
     assert state(repo) == before
 
 
@@ -386,8 +387,8 @@ def test_drop_data_after_kills(repo, monkeypatch):
         with monkeypatch.context() as patch:
             kill_at(step, patch)
             with pytest.raises(Kill):
-                drop_data("2025-02", repo)
-    drop_data("2025-02", repo)
+                drop_data(Project(repo), "2025-02")
+    drop_data(Project(repo), "2025-02")
     assert_dropped(repo, "2025-02", ["2025-01", "2025-03"])
 
 
@@ -397,7 +398,7 @@ def test_links_of_dvcs_cache_work(repo, tmp_path):
     commit(repo)
     run(repo, "dvc", "checkout", "--relink", "-q", "data.dvc")
     assert os.path.islink(repo / "data" / "test" / "digits.npz")
-    ingest(delivery(tmp_path / "in"), "2025-04", repo)
+    ingest(Project(repo), delivery(tmp_path / "in"), "2025-04")
     assert listed_drops(repo) == [*SAMPLE, "2025-04"]
 
 
@@ -423,7 +424,7 @@ def test_a_delivery_is_compared_with_the_drops_before_it(repo, tmp_path, capsys)
         images=np.concatenate([dark, images[:5]]),
         labels=np.append(labels[few], labels[:5]),
     )
-    ingest(tmp_path / "dark.npz", "2025-04", repo)
+    ingest(Project(repo), tmp_path / "dark.npz", "2025-04")
     out = capsys.readouterr().out
     assert "also in earlier drops: 5 (14.3%)" in out
     assert "drift against the earlier drops (2025-01):" in out
@@ -438,7 +439,7 @@ def test_a_delivery_is_compared_with_the_drops_before_it(repo, tmp_path, capsys)
         repo / "prepared/train/2025-04",
         spec=ImageSpec.numbered(10, 8, 1),
     )
-    ingest(tmp_path / "dark.npz", "2025-04", repo)
+    ingest(Project(repo), tmp_path / "dark.npz", "2025-04")
     out = capsys.readouterr().out
     assert "also in earlier drops: 5 (14.3%)" in out
     assert "drift against the earlier drops (2025-01):" in out

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from data_repo import commit, delivery, record, run
+from data_repo import commit, delivery, listed_drops, record, run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crt.commands.ingest import ingest
 from crt.commands.merge import ConflictError, _merged_lock, merge_file, merge_values
+from crt.project import Project
 
 NAMES = st.lists(st.sampled_from("abcdef"), unique=True, max_size=6)
 VALUES = st.recursive(
@@ -64,16 +65,23 @@ def three(folder: Path, name: str, base: str, ours: str, theirs: str) -> bool:
     return merge_file(folder / "base", folder / "ours", folder / "theirs", name)
 
 
-def test_drops_with_their_comments(tmp_path):
-    head = "# what lies in data/\nname: digits\ndrops:\n"
-    assert three(
-        tmp_path,
-        "conf/dataset.yaml",
-        head + '- "a"\n',
-        head + '- "a"\n- "b"\n',
-        head + '- "a"\n- "c"\n',
-    )
-    assert (tmp_path / "ours").read_text() == head + '- "a"\n- "b"\n- "c"\n'
+def test_choices_of_both_sides_are_kept(tmp_path):
+    base = "defaults:\n- override /preset: digits\ndata:\n  drops:\n  - a\n"
+    ours = base.replace("  - a\n", "  - a\n  - b\n") + "sigma: 0.5\n"
+    theirs = base.replace("data:", "- override /student: vit\ndata:").replace("  - a\n", "  - a\n  - c\n")
+    assert three(tmp_path, "conf/choice.yaml", base, ours, theirs)
+    assert yaml.safe_load((tmp_path / "ours").read_text()) == {
+        "defaults": [{"override /preset": "digits"}, {"override /student": "vit"}],
+        "data": {"drops": ["a", "b", "c"]},
+        "sigma": 0.5,
+    }
+
+
+def test_two_students_are_left_to_people(tmp_path, capsys):
+    sides = [f"defaults:\n- override /student: {name}\n" for name in ("resnet", "vit", "swin")]
+    assert not three(tmp_path, "conf/choice.yaml", *sides)
+    assert "both sides changed the options.student" in capsys.readouterr().out
+    assert "<<<<<<< ours" in (tmp_path / "ours").read_text()
 
 
 def test_parameters_that_both_changed_are_left_to_people(tmp_path, capsys):
@@ -100,34 +108,23 @@ def test_parameters_that_do_not_fit_together_are_left_to_people(tmp_path, capsys
 def test_two_who_ingest_at_once(repo, tmp_path):
     """With real git and DVC: both drops are listed, recorded and come out of the cache."""
     run(repo, "git", "checkout", "-qb", "theirs")
-    ingest(delivery(tmp_path / "one"), "2025-04", repo)
+    ingest(Project(repo), delivery(tmp_path / "one"), "2025-04")
     commit(repo)
     run(repo, "git", "checkout", "-qb", "ours", "theirs~1")
     run(repo, "dvc", "checkout", "-q", "data.dvc")
-    ingest(delivery(tmp_path / "two", first_seed=500), "2025-05", repo)
+    ingest(Project(repo), delivery(tmp_path / "two", first_seed=500), "2025-05")
     commit(repo)
     sides = {"base": "theirs~1", "ours": "ours", "theirs": "theirs"}
-    for name in ("data.dvc", "conf/dataset.yaml", "params.yaml"):
+    for name in ("data.dvc", "conf/choice.yaml", "params.yaml"):
         for side, revision in sides.items():
             (tmp_path / side).write_text(run(repo, "git", "show", f"{revision}:{name}"))
         assert merge_file(*(tmp_path / side for side in sides), name, root=repo)
         (repo / name).write_text((tmp_path / "ours").read_text())
     drops = ["2025-01", "2025-02", "2025-03", "2025-05", "2025-04"]
-    assert yaml.safe_load((repo / "conf/dataset.yaml").read_text())["drops"] == drops
-    assert yaml.safe_load((repo / "params.yaml").read_text())["data"]["drops"] == drops
+    assert listed_drops(repo) == drops
     run(repo, "dvc", "checkout", "-q", "data.dvc")
     assert sorted(path.name for path in (repo / "data/train").iterdir()) == sorted(drops)
     assert run(repo, "dvc", "status", "-q", "data.dvc") == ""
     files = [path for path in (repo / "data").rglob("*") if path.is_file()]
     assert record(repo)["nfiles"] == len(files)
     assert record(repo)["size"] == sum(path.stat().st_size for path in files)
-
-    # DVC leaves the size out after adding a part; then nobody knows the merged one.
-    for side, revision in sides.items():
-        (tmp_path / side).write_text(run(repo, "git", "show", f"{revision}:data.dvc"))
-    ours = yaml.safe_load((tmp_path / "ours").read_text())
-    del ours["outs"][0]["size"]
-    (tmp_path / "ours").write_text(yaml.safe_dump(ours))
-    assert merge_file(*(tmp_path / side for side in sides), "data.dvc", root=repo)
-    merged = yaml.safe_load((tmp_path / "ours").read_text())["outs"][0]
-    assert merged == {key: value for key, value in record(repo).items() if key != "size"}

@@ -4,16 +4,17 @@ import json
 
 import pytest
 import yaml
-from data_repo import delivery, listed_drops, run
+from data_repo import assert_composed, choice, delivery, listed_drops, run
 
-import crt.commands.ingest as ingest_module
-import crt.commands.pin as pin_module
+import crt.project.repository as repository
 from crt.commands.ingest import ingest
 from crt.commands.pin import pin, pin_newest
 from crt.commands.release import _check_gate, release
-from crt.commands.releases import list_releases, next_version, show_releases
+from crt.commands.releases import show_releases
 from crt.config import load
 from crt.errors import UserError
+from crt.project import Project
+from crt.project.releases import list_releases, next_version
 
 HASHES = {"v1.0.0": "1" * 64, "v1.9.0": "2" * 64, "v1.10.0": "3" * 64}
 
@@ -34,48 +35,51 @@ def released(repo):
 
 
 def pins(repo) -> set[str | None]:
-    """What is pinned: conf/pinned.yaml and params.yaml, baseline and init."""
-    conf = yaml.safe_load((repo / "conf/pinned.yaml").read_text())
-    params = load(repo / "params.yaml")
-    return {conf["baseline"]["ref"], conf["student"]["init"], params.baseline.ref, params.student.init}
+    """What is pinned in conf/choice.yaml and params.yaml, as baseline and as init; all settings agree on it."""
+    assert_composed(repo)
+    chosen, params = choice(repo), load(repo / "params.yaml")
+    refs = {chosen.get("pinned", {}).get(role, {}).get("ref") for role in ("init", "baseline")}
+    refs |= {params.pinned[role].ref if role in params.pinned else None for role in ("init", "baseline")}
+    pinned = refs != {None}
+    assert ("baseline" in params.certified) == pinned
+    assert (params.start.init, params.gate.against) == (
+        ("init", "baseline") if pinned else ("teacher", "teacher")
+    )
+    return refs
 
 
 def test_versions_are_sorted_as_versions_and_known_by_their_weights(released):
-    found = list_releases(released)
+    found = list_releases(Project(released))
     assert [r.version for r in found] == ["v1.10.0", "v1.9.0", "v1.0.0"]
     assert found[0].ref == f"registry:student@v1.10.0#sha256={'3' * 64}"
     assert found[0].commit == run(released, "git", "rev-parse", "HEAD").strip()
 
 
 def test_a_withdrawn_version_is_passed_over_and_never_used_again(released):
-    assert next_version(released, "patch") == "v1.10.1"
+    assert next_version(Project(released), "patch") == "v1.10.1"
     tag(released, "student@v1.10.0!", "withdrawn")
-    assert [r.version for r in list_releases(released)] == ["v1.9.0", "v1.0.0"]
-    assert next_version(released, "minor") == "v1.11.0"
-    assert next_version(released, "major") == "v2.0.0"
+    assert [r.version for r in list_releases(Project(released))] == ["v1.9.0", "v1.0.0"]
+    assert next_version(Project(released), "minor") == "v1.11.0"
+    assert next_version(Project(released), "major") == "v2.0.0"
 
 
 def test_a_tag_made_by_hand_is_a_release_without_facts(released, capsys):
     tag(released, "student@v2.0.0", "by hand")
-    assert list_releases(released)[0].ref == "registry:student@v2.0.0"
-    show_releases(released)
+    assert list_releases(Project(released))[0].ref == "registry:student@v2.0.0"
+    show_releases(Project(released))
     assert capsys.readouterr().out.splitlines()[1].split()[0] == "v2.0.0"
 
 
 def test_pinning_changes_the_pins_alone(released, capsys):
     before = yaml.safe_load((released / "params.yaml").read_text())
-    pin("v1.9.0", released)
+    pin(Project(released), "v1.9.0")
     assert pins(released) == {f"registry:student@v1.9.0#sha256={'2' * 64}"}
     assert "v1.9.0" in capsys.readouterr().out
-    # What conf/ composes to is what params.yaml holds.
-    from crt.commands.compose import composed
-
-    assert composed(released, [])[0] == (released / "params.yaml").read_text()
     for same in ("student@v1.9.0", "registry:student@v1.9.0"):
-        pin("none", released)
-        pin(same, released)
+        pin(Project(released), "none")
+        pin(Project(released), same)
         assert pins(released) == {f"registry:student@v1.9.0#sha256={'2' * 64}"}
-    pin("none", released)
+    pin(Project(released), "none")
     assert pins(released) == {None}
     assert yaml.safe_load((released / "params.yaml").read_text()) == before
 
@@ -91,23 +95,23 @@ def test_pinning_changes_the_pins_alone(released, capsys):
 )
 def test_what_cannot_be_pinned_changes_nothing(released, what, said):
     with pytest.raises(UserError, match=said):
-        pin(what, released)
+        pin(Project(released), what)
     assert pins(released) == {None}
 
 
 def test_without_a_release_there_is_none_to_pin(repo, capsys):
     with pytest.raises(UserError, match="no release yet: make one with `crt release`"):
-        pin("latest", repo)
-    assert pin_newest(repo) is None
-    show_releases(repo)
+        pin(Project(repo), "latest")
+    assert pin_newest(Project(repo), Project(repo).choice) is None
+    show_releases(Project(repo))
     assert "no release yet" in capsys.readouterr().out
 
 
 def test_ingest_pins_the_newest_and_says_so(released, tmp_path, capsys):
-    ingest(delivery(tmp_path / "in"), "2025-04", released)
+    ingest(Project(released), delivery(tmp_path / "in"), "2025-04")
     assert "student@v1.10.0 is pinned" in capsys.readouterr().out
     assert pins(released) == {f"registry:student@v1.10.0#sha256={'3' * 64}"}
-    assert pin_newest(released) is None  # it is
+    assert pin_newest(Project(released), Project(released).choice) is None  # it is
 
 
 def test_a_path_is_pinned_by_its_hash_and_stays(released):
@@ -116,15 +120,15 @@ def test_a_path_is_pinned_by_its_hash_and_stays(released):
     with pytest.raises(
         UserError, match=r"can change.*write it as path:elsewhere\.safetensors#sha256="
     ) as error:
-        pin("path:elsewhere.safetensors", released)
+        pin(Project(released), "path:elsewhere.safetensors")
     ref = str(error.value).split("write it as ")[1]
-    pin(ref, released)
+    pin(Project(released), ref)
     assert pins(released) == {ref}
-    assert pin_newest(released) is None
+    assert pin_newest(Project(released), Project(released).choice) is None
     assert pins(released) == {ref}
 
 
-@pytest.mark.parametrize("where", ["write_pins", "params.yaml", "set_drops"])
+@pytest.mark.parametrize("where", ["choose", "params.yaml"])
 def test_an_ingest_killed_at_the_pins_is_ended_by_the_same_command(released, tmp_path, monkeypatch, where):
     source = delivery(tmp_path / "in")
 
@@ -134,7 +138,7 @@ def test_an_ingest_killed_at_the_pins_is_ended_by_the_same_command(released, tmp
     def kill(*_, **__):
         raise Kill
 
-    write = pin_module.write_text
+    write = repository.write_text
 
     def between(path, text):
         if path.name == "params.yaml":
@@ -142,13 +146,13 @@ def test_an_ingest_killed_at_the_pins_is_ended_by_the_same_command(released, tmp
         write(path, text)
 
     with monkeypatch.context() as patch:
-        if where == "set_drops":
-            patch.setattr(ingest_module, where, kill)
+        if where == "choose":
+            patch.setattr(Project, "choose", kill)
         else:
-            patch.setattr(pin_module, *((where, kill) if where == "write_pins" else ("write_text", between)))
+            patch.setattr(repository, "write_text", between)
         with pytest.raises(Kill):
-            ingest(source, "2025-04", released)
-    ingest(source, "2025-04", released)
+            ingest(Project(released), source, "2025-04")
+    ingest(Project(released), source, "2025-04")
     assert pins(released) == {f"registry:student@v1.10.0#sha256={'3' * 64}"}
     assert listed_drops(released)[-1] == "2025-04"
 
@@ -165,7 +169,7 @@ def test_an_ingest_killed_at_the_pins_is_ended_by_the_same_command(released, tmp
     ],
 )
 def test_which_verdicts_let_a_student_pass(released, verdict, earlier, said):
-    before = list_releases(released) if earlier else []
+    before = list_releases(Project(released)) if earlier else []
     gate = {"verdict": verdict, "sentences": ["Why."]}
     config = load(released / "params.yaml")
     if said is None:
@@ -181,7 +185,7 @@ def test_where_images_are_left_out_more_of_them_are_the_remedy(released, certify
     config = load(released / "params.yaml")
     config = config.model_copy(update={"certify": config.certify.model_copy(update=certify)})
     with pytest.raises(UserError, match=r"certify more test images \(certify\.stride, certify\.max_images\)"):
-        _check_gate({"verdict": "undecided", "images": 30}, list_releases(released), config)
+        _check_gate({"verdict": "undecided", "images": 30}, list_releases(Project(released)), config)
 
 
 def author(repo):
@@ -193,7 +197,7 @@ def test_a_release_has_an_author(repo, monkeypatch):
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
     with pytest.raises(UserError, match=r"whose release this is: `git config user\.name"):
-        release(repo)
+        release(Project(repo))
 
 
 def test_a_metric_that_git_does_not_know_is_not_released(repo):
@@ -201,19 +205,19 @@ def test_a_metric_that_git_does_not_know_is_not_released(repo):
     (repo / "results").mkdir()
     (repo / "results/new.json").write_text("{}")
     with pytest.raises(UserError, match=r"cannot be released: `git commit` results/new\.json"):
-        release(repo)
+        release(Project(repo))
 
 
 def test_a_release_said_again_is_no_other(released, monkeypatch, capsys):
     author(released)
-    monkeypatch.setattr("crt.commands.release._check_up_to_date", lambda root: None)
+    monkeypatch.setattr("crt.commands.release._check_up_to_date", lambda project: None)
     tags = run(released, "git", "tag")
-    release(released)
+    release(Project(released))
     assert "this commit is student@v1.10.0 already" in capsys.readouterr().out
     assert run(released, "git", "tag") == tags
     tag(released, "student@v1.10.0!", "withdrawn")
     with pytest.raises(UserError, match=r"this commit is v1\.10\.0, which was withdrawn"):
-        release(released)
+        release(Project(released))
 
 
 def test_what_is_not_committed_is_not_released(repo):
@@ -222,7 +226,7 @@ def test_what_is_not_committed_is_not_released(repo):
     with pytest.raises(
         UserError, match=r"what is not committed cannot be released: `git commit` params\.yaml"
     ):
-        release(repo)
+        release(Project(repo))
     assert run(repo, "git", "tag") == ""
 
 
@@ -230,10 +234,11 @@ def test_what_is_not_committed_is_not_released(repo):
 def test_what_is_not_reproduced_is_not_released(repo):
     author(repo)
     with pytest.raises(UserError, match="`dvc repro`"):
-        release(repo)
+        release(Project(repo))
     assert run(repo, "git", "tag") == ""
 
 
 def test_outside_a_git_repository(tmp_path):
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     with pytest.raises(UserError, match="is no git repository: releases are tags of one"):
-        list_releases(tmp_path)
+        list_releases(Project(tmp_path))

@@ -10,6 +10,7 @@ from results_folder import DROPS, ROLES, make_results
 
 from crt.commands.show import show, table
 from crt.errors import UserError
+from crt.project import Project
 from crt.report.load import load_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +23,7 @@ def cells(lines: list[str]) -> dict[str, list[str]]:
 
 def test_numbers_stand_under_their_role(tmp_path):
     root = make_results(tmp_path / "root", mode="exact")
-    lines = table(load_results(root, "digits", DROPS, ROLES))
+    lines = table(load_results(root, "digits", DROPS, ROLES)).splitlines()
     assert lines[0].split() == ["teacher", "student", "baseline"]
     found = cells(lines)
     for place, role in enumerate(("teacher", "student", "baseline")):
@@ -34,21 +35,31 @@ def test_numbers_stand_under_their_role(tmp_path):
 
 
 def test_an_adaptive_acr_is_called_a_bound(tmp_path):
-    lines = table(load_results(make_results(tmp_path / "root", mode="adaptive"), "digits", DROPS, ROLES))
-    assert "ACR (at least)" in cells(lines)
+    text = table(load_results(make_results(tmp_path / "root", mode="adaptive"), "digits", DROPS, ROLES))
+    assert "ACR (at least)" in cells(text.splitlines())
+
+
+def project(root: Path) -> Project:
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "conf", root / "conf")
+    return Project(root)
 
 
 def test_the_whole_page(tmp_path, capsys):
     root = make_results(tmp_path / "root", baseline=None)
-    shutil.copy(ROOT / "params.yaml", root / "params.yaml")
-    show(root)
-    out = capsys.readouterr().out
-    assert "baseline" not in out.splitlines()[0]
-    assert "No baseline is pinned" in out
-    assert str((root / "report/index.html").resolve()) in out
+    show(project(root))
+    said = capsys.readouterr()
+    assert "baseline" not in said.out.splitlines()[0]
+    assert "No baseline is pinned" in said.out
+    assert str((root / "report/index.html").resolve()) in said.out
+    assert said.err == ""
+    params = root / "params.yaml"
+    params.write_text(params.read_text().replace("sigma: 0.25", "sigma: 0.5"))
+    show(Project(root))
+    assert "params.yaml differs from conf/: sigma is 0.5 instead of 0.25" in capsys.readouterr().err
 
 
 def test_before_the_first_run(tmp_path):
-    shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
     with pytest.raises(UserError, match="run `dvc repro`"):
-        show(tmp_path)
+        show(project(tmp_path))

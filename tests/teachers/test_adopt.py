@@ -10,10 +10,10 @@ from published_files import Front, digits_teacher, prepared_digits, save_cohen
 from safetensors.torch import save_file
 from torch import nn
 
-from crt.commands.compose import composed
 from crt.config import Config, FetchedTeacher
 from crt.errors import UserError
 from crt.models.checkpoint import load_model, save_model
+from crt.project import Project
 from crt.references.fetch import sha256_of
 from crt.spec import ImageSpec
 from crt.teachers.adopt import adopt
@@ -25,7 +25,7 @@ IMAGES = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def base() -> Config:
-    return composed(ROOT, ["teacher=fetch", "data=digits", "teacher.ref=path:a.pth"])[1]
+    return Project(ROOT).composed(["teacher=fetch", "data=digits", "teacher.ref=path:a.pth"])[1]
 
 
 @pytest.fixture(scope="module")

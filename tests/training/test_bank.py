@@ -12,18 +12,17 @@ from prepared_drops import spec_of, store_of
 from torch import nn
 
 from crt.bank import CHUNK, BankBatches, write_bank
-from crt.commands.compose import composed
 from crt.data.store import Store
 from crt.errors import UserError
 from crt.methods.base import Batch
 from crt.methods.crt import crt
+from crt.project import Project
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 SIGMA = 0.25
 AUGMENT = {"crop_padding": 1, "flip": True, "seed": 3, "device": CPU}
-CONFIG = composed(
-    ROOT,
+CONFIG = Project(ROOT).composed(
     ["seed=3", "bank.views=3", "data.augment.flip=true", "data.augment.crop_padding=1", f"sigma={SIGMA}"],
 )[1]
 

@@ -10,8 +10,8 @@ from prepared_drops import write_prepared
 from sklearn.datasets import load_digits
 
 from crt.certification.smoothing import SmoothedClassifier
-from crt.commands.compose import composed
 from crt.models.checkpoint import load_info, load_model, model_fingerprint
+from crt.project import Project
 from crt.spec import to_unit
 from crt.training.fit import Files, fit
 
@@ -48,7 +48,7 @@ def test_three_generations(digits, tmp_path, capsys):
     drop, images, labels = digits
 
     def train(role: str, name: str, overrides: list[str], teacher: Path | None) -> Path:
-        config = composed(ROOT, [*RECIPE, *TEACHER, *overrides])[1]
+        config = Project(ROOT).composed([*RECIPE, *TEACHER, *overrides])[1]
         files = Files(tmp_path / name, tmp_path / f"{name}.tsv", tmp_path / f"{name}.json", tmp_path / "work")
         recipe, method = (
             (config.teacher, config.teacher.method) if role == "teacher" else (config.student, config.method)

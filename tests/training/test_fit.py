@@ -13,10 +13,10 @@ import torch
 from model_folders import make_network
 from prepared_drops import spec_of, write_prepared
 
-from crt.commands.compose import composed
 from crt.config import Config
 from crt.errors import UserError
 from crt.models.checkpoint import load_model, model_fingerprint
+from crt.project import Project
 from crt.spec import ImageSpec
 from crt.training.fit import Files, fit, frozen_teacher
 from crt.training.numerics import precision_of
@@ -72,8 +72,8 @@ class Place:
 
 def parameters(*overrides: str) -> Config:
     small = [f"++{role}.{value}" for role in ("teacher", "student") for value in NET]
-    _, config = composed(
-        ROOT, ["runtime.device=cpu", *small, "teacher.warmup_epochs=0", "student.warmup_epochs=0", *overrides]
+    _, config = Project(ROOT).composed(
+        ["runtime.device=cpu", *small, "teacher.warmup_epochs=0", "student.warmup_epochs=0", *overrides]
     )
     return config
 

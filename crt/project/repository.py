@@ -1,0 +1,218 @@
+"""`Project`: a repository with its choices and parameters, and DVC and git in it.
+
+DVC is called as a command, so that this package stays light and behaves as a user's own `dvc add` does.
+"""
+
+import hashlib
+import io
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from crt import config
+from crt.config import Config
+from crt.errors import UserError
+from crt.files import write_text
+from crt.project.choice import Choice, differences, dotted
+from crt.project.conf import CHOICE, Composed, Conf
+from crt.project.leftovers import remove_leftovers
+
+
+class Project:
+    """The repository at `root`.
+
+    Raises:
+        UserError: there is no dvc.yaml.
+    """
+
+    def __init__(self, root: Path = Path()) -> None:
+        if not (root / "dvc.yaml").is_file():
+            raise UserError(
+                f"{root.resolve()} is not the root of a project (no dvc.yaml): go there, or name it with --root"
+            )
+        self.root = root
+        self.conf = Conf(root / "conf")
+        self.params_file = root / "params.yaml"
+
+    def dvc(self, *arguments: str, quiet: bool = True) -> str:
+        """Run DVC; its standard output. Unless `quiet`, its progress shows on stderr.
+
+        Raises:
+            UserError: it failed; with its own words where it was quiet.
+        """
+        command = [sys.executable, "-m", "dvc", *arguments]
+        done = subprocess.run(
+            command,
+            cwd=self.root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if quiet else None,
+            text=True,
+        )
+        if done.returncode:
+            lines = (done.stderr or "").strip().splitlines()
+            reason = next((line for line in lines if line.startswith("ERROR")), "its message stands above")
+            raise UserError(
+                f"`dvc {' '.join(arguments)}` failed in {self.root.resolve()} ({reason}): fix that and run again"
+            )
+        return done.stdout
+
+    def git(self, *arguments: str) -> str:
+        """Run git; its standard output.
+
+        Raises:
+            UserError: it failed, with its own words.
+        """
+        return self._git(*arguments).decode()
+
+    def _git(self, *arguments: str) -> bytes:
+        done = subprocess.run(["git", *arguments], cwd=self.root, capture_output=True)
+        if done.returncode:
+            reason = " ".join(done.stderr.decode().split()) or f"status {done.returncode}"
+            if "not a git repository" in reason:
+                raise UserError(
+                    f"{self.root.resolve()} is no git repository: releases are tags of one; run in a clone"
+                )
+            raise UserError(f"`git {' '.join(arguments)}` failed in {self.root.resolve()} ({reason})")
+        return done.stdout
+
+    def read_at(self, revision: str, name: str) -> str:
+        """A file as it is in a commit, whether git keeps it or DVC.
+
+        Raises:
+            UserError: it is not there, or is not in DVC's cache.
+        """
+        try:
+            return self.git("show", f"{revision}:./{name}")
+        except UserError:
+            from dvc.api import DVCFileSystem
+            from dvc.exceptions import DvcException
+
+            try:
+                text: str = DVCFileSystem(str(self.root.resolve()), rev=revision).read_text(
+                    name, encoding="utf-8"
+                )
+            except (OSError, DvcException) as error:
+                raise UserError(f"{name} of {revision} cannot be read ({error}): `dvc pull`") from None
+            return text
+
+    @property
+    def choice(self) -> Choice:
+        """What was chosen: conf/choice.yaml. A copy of it can be changed and given to `choose`."""
+        return self.conf.choice
+
+    @property
+    def params(self) -> Config:
+        """The validated params.yaml, which is composed first where it is missing."""
+        if not self.params_file.exists():
+            self.choose(self.choice)
+        return config.load(self.params_file)
+
+    def composed(
+        self, overrides: Sequence[str] = (), choice: Choice | None = None
+    ) -> tuple[Composed, Config]:
+        """What conf/ composes to with overrides in Hydra's grammar and that choice (None: the present one), checked.
+
+        Raises:
+            UserError: an option or key that does not exist, or a value that does not fit the schema.
+        """
+        found = self.conf.compose(choice, overrides)
+        checked = config.validate(found.values, "conf/ (with conf/choice.yaml)")
+        if checked.student.args_for != checked.student.arch:  # it is no option's network
+            from crt.models.build import check_arch  # seconds to import
+
+            check_arch(checked.student.arch)  # else it would fail only after the teacher was trained
+        return found, checked
+
+    def choose(self, choice: Choice) -> Config:
+        """Write conf/choice.yaml and params.yaml, and remove what stages left that no longer exist.
+
+        Both are written only when everything fits. After a kill between the two, the next command composes params.yaml.
+
+        Raises:
+            UserError: see `composed`.
+        """
+        found, checked = self.composed(choice=choice)
+        if choice != self.choice:  # else the comments that people wrote there would go
+            write_text(self.conf.folder / CHOICE, choice.text())
+        self.write_params(found.text)
+        remove_leftovers(self.root, found.values)
+        return checked
+
+    def write_params(self, text: str) -> None:
+        """Write params.yaml, and remember that it is this package's."""
+        if not self.params_file.exists() or self.params_file.read_text(encoding="utf-8") != text:
+            write_text(self.params_file, text)
+        write_text(self._memory, _digest(text))
+
+    @property
+    def params_are_ours(self) -> bool:
+        """Whether params.yaml is what `write_params` wrote last, and not DVC's or a person's."""
+        try:
+            return self._memory.read_text(encoding="utf-8") == _digest(
+                self.params_file.read_text(encoding="utf-8")
+            )
+        except OSError:
+            return False
+
+    @property
+    def _memory(self) -> Path:
+        return self.root / ".work" / "params.sha256"
+
+    def read_params(self) -> dict[str, Any]:
+        """The content of params.yaml, unchecked.
+
+        Raises:
+            UserError: it is no YAML mapping.
+        """
+        try:
+            found = yaml.safe_load(self.params_file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{self.params_file} is not YAML ({str(error).splitlines()[0]}): delete it, then run `crt compose`"
+            ) from None
+        if not isinstance(found, dict):
+            raise UserError(f"{self.params_file} is empty or no mapping: delete it, then run `crt compose`")
+        return found
+
+    @contextmanager
+    def committed_conf(self) -> Iterator[Conf | None]:
+        """conf/ as it is in the last commit; None: there is none with a choice.yaml."""
+        try:
+            archive = self._git("archive", "--format=tar", "HEAD", "conf")
+        except UserError:
+            yield None
+            return
+        with tempfile.TemporaryDirectory() as place:
+            with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+                tar.extractall(place, filter="data")
+            found = Conf(Path(place) / "conf")
+            yield found if (found.folder / CHOICE).is_file() else None
+
+    def is_merged(self) -> bool:
+        """Whether HEAD is a merge, and params.yaml is as it left it."""
+        try:
+            self.git("rev-parse", "--verify", "-q", "HEAD^2")
+            return self.git("show", "HEAD:./params.yaml") == self.params_file.read_text(encoding="utf-8")
+        except UserError:
+            return False
+
+    def difference(self) -> str | None:
+        """How params.yaml differs from what conf/ composes to, in words; None: it does not.
+
+        Raises:
+            UserError: conf/ does not compose, or params.yaml is no YAML mapping.
+        """
+        found = differences(self.conf.compose().values, self.read_params())
+        said = [f"{dotted(path)} is {now} instead of {before}" for path, (before, now) in found.items()]
+        return ", ".join(said[:5]) + (f" and {len(said) - 5} more" if len(said) > 5 else "") if said else None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
