@@ -44,10 +44,11 @@ clean: ## Remove the virtual environment and resume files (never data or results
 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	-@$(VENV)/bin/python -m pip uninstall --quiet --yes crt 2>/dev/null # the distribution's former name
+	$(PIP) --editable '.[pipeline]'
 	-@git config merge.crt.driver "$(VENV)/bin/crt merge-driver %O %A %B %P" # git runs it in the root; no quotes: DVC reads this file
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) --editable '.[test]'
+	$(PIP) --editable '.[pipeline,test]'
 	@touch $@

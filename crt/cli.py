@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from crt.commands.remedies import explained
 from crt.errors import UserError
 from crt.memory import keep_freed_memory
 from crt.project import Project
@@ -233,7 +234,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {explained(error)}")
     except OSError as error:
         sys.exit(f"error: {error}: free space or fix the path, then run again")
 

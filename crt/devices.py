@@ -8,10 +8,13 @@ from crt.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that runtime.device (or --device) names; under torchrun each process has its own GPU.
+    """The device of a name; under torchrun each process has its own GPU.
+
+    Args:
+        name: auto (a GPU where there is one), cpu, mps, cuda or cuda:<number>.
 
     Raises:
-        UserError: there is none such.
+        UserError: There is no such device.
     """
     gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if name == "auto":
@@ -23,11 +26,9 @@ def choose_device(name: str) -> torch.device:
             f"there is no device {name!r}: choose auto, cpu, mps, cuda or cuda:<number>"
         ) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"there is no GPU {device.index or 0} here: set the device (runtime.device) to auto or cpu"
-        )
+        raise UserError(f"there is no GPU {device.index or 0} here: set the device to auto or cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("there is no MPS device here: set the device (runtime.device) to auto or cpu")
+        raise UserError("there is no MPS device here: set the device to auto or cpu")
     return device
 
 

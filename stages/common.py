@@ -10,6 +10,7 @@ from typing import Any
 
 try:
     import crt
+    from crt.commands.remedies import explained
     from crt.config import Config, load
     from crt.errors import UserError
     from crt.memory import keep_freed_memory
@@ -26,7 +27,7 @@ def run(stage: Callable[[Config], None]) -> None:
     try:
         stage(load())
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {explained(error)}")
     except OSError as error:
         sys.exit(f"error: {error}: free space or mend the path, then run again; finished work is kept")
     except KeyboardInterrupt:

@@ -83,7 +83,7 @@ def _hash_all(
             problems.append(str(item))
     if problems:
         raise UserError(
-            f"{folder} has {len(problems)} image(s) that cannot be used: {first_ten(problems)}; mend or remove them"
+            f"{folder} has {len(problems)} image(s) that cannot be used: {first_ten(problems)}; repair or remove them"
         )
     return hashes, skipped
 
@@ -133,9 +133,7 @@ def _images_only(folder: Path, classes: list[str]) -> Drop:
         raise UserError(f"{folder} has {len(classes)} class folder(s): at least two are needed")
     drop = read_drop(folder, classes)
     if drop.archives:
-        raise UserError(
-            f"{folder} has .npz archives: deliver such with `crt ingest`; here, class folders are needed"
-        )
+        raise UserError(f"{folder} has .npz archives: give class folders of image files")
     return drop
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from crt.drops.images import SUFFIXES
 from crt.drops.npz import ImageArrays, open_images
-from crt.errors import UserError
+from crt.errors import MissingFileError, UserError
 
 LABELS_FILE = "labels.csv"
 
@@ -65,9 +65,7 @@ def read_classes(data_dir: Path, num_classes: int) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing: run `dvc pull`, or `crt get-data` to put a data set there"
-        ) from None
+        raise MissingFileError(f"{path} is missing: write one class name per line there", path) from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text: write one class name per line") from None
     classes = [line.strip() for line in lines if line.strip()]
@@ -78,8 +76,7 @@ def read_classes(data_dir: Path, num_classes: int) -> list[str]:
         raise UserError(f"{path} names the class {bad[0]!r}, which cannot be a folder's name: rename it")
     if len(classes) != num_classes:
         raise UserError(
-            f"{path} names {len(classes)} classes but data.num_classes is {num_classes}: "
-            "mend conf/dataset.yaml and run `crt compose`"
+            f"{path} names {len(classes)} classes but num_classes is {num_classes}: make them agree"
         )
     return classes
 
@@ -91,10 +88,10 @@ def check_data_dir(data_dir: Path, drops: Iterable[str]) -> None:
         UserError: names the drop that does not.
     """
     for drop in drops:
-        if not (data_dir / "train" / drop).is_dir():
-            raise UserError(
-                f"data.drops lists {drop!r} but {data_dir / 'train' / drop} is missing: "
-                f"run `dvc pull`, or `crt ingest DIR --drop {drop}` to deliver it"
+        folder = data_dir / "train" / drop
+        if not folder.is_dir():
+            raise MissingFileError(
+                f"{folder} is missing: the images of the drop {drop!r} belong there", folder
             )
 
 
@@ -105,7 +102,7 @@ def read_drop(folder: Path, classes: Sequence[str]) -> Drop:
         UserError: no such folder, no images, a class that `classes` does not know, mixed layouts, a bad archive.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is missing or no folder: run `dvc pull`, or deliver it with `crt ingest`")
+        raise MissingFileError(f"{folder} is missing or no folder: its images belong there", folder)
     names = sorted(entry.name for entry in os.scandir(folder) if not is_junk(entry.name))
     folders = [name for name in names if (folder / name).is_dir()]
     archives = [name for name in names if name.lower().endswith(".npz") and name not in folders]
@@ -136,9 +133,7 @@ def read_drop(folder: Path, classes: Sequence[str]) -> Drop:
         files.sort(key=lambda file: (file.label, file.name))
     drop = Drop(folder, files, [open_images(folder / name, len(classes)) for name in archives], ignored)
     if drop.count == 0:
-        raise UserError(
-            f"{folder} holds no images: put class folders, images or .npz archives there (`crt drop-data` removes a drop)"
-        )
+        raise UserError(f"{folder} holds no images: put class folders, images or .npz archives there")
     return drop
 
 

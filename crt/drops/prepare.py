@@ -158,12 +158,12 @@ class _Findings:
         if self.unreadable and not skip_unreadable:
             parts.append(
                 f"{len(self.unreadable)} unreadable image(s): {first_ten(self.unreadable)}; "
-                "mend or remove them, or set data.skip_unreadable=true to leave them out"
+                "repair or remove them, or set skip_unreadable to true to leave them out"
             )
         if self.misfits:
             parts.append(
                 f"{len(self.misfits)} image(s) of the wrong size or mode: {first_ten(self.misfits)}; "
-                "convert them, or let data.resize=crop or squash do it where that is possible"
+                "convert them, or set resize to crop or squash, which does it where that is possible"
             )
         if self.overlap:
             parts.append(

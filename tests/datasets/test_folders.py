@@ -135,7 +135,7 @@ def test_archives_and_missing_folders_are_refused(tmp_path):
     (tmp_path / "in" / "train" / "b").mkdir()
     write_image(tmp_path / "in" / "train" / "a" / "cat" / "a.png", pixels(50))
     np.savez(tmp_path / "in" / "train" / "b" / "b.npz", images=np.zeros((1, 8, 8), np.uint8))
-    with pytest.raises(UserError, match=r"b has .npz archives: deliver such with `crt ingest`"):
+    with pytest.raises(UserError, match=r"b has .npz archives: give class folders of image files"):
         write_folder(tmp_path / "out", tmp_path / "in", "x")
     with pytest.raises(UserError, match="nowhere is missing"):
         write_folder(tmp_path / "out", tmp_path / "nowhere", "x")

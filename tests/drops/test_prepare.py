@@ -220,7 +220,7 @@ def test_unreadable_files_fail_with_their_list(tmp_path):
     assert "cat/009.png" in message
     assert "and 2 more" in message
     assert "text.png" not in message
-    assert "data.skip_unreadable=true" in message
+    assert "set skip_unreadable to true" in message
     assert "\n" not in message
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 

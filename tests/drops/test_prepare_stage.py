@@ -129,8 +129,11 @@ def pickled(project):
             shared_image,
             "error: data/train/a has 1 image(s) that also stand in the test set: dog/known.png (test image cat/000.png)",
         ),
-        (missing_drop, "error: data.drops lists 'a' but data/train/a is missing: run `dvc pull`"),
-        (other_classes, "error: data/classes.txt names 2 classes but data.num_classes is 3"),
+        (
+            missing_drop,
+            "error: data/train/a is missing: the images of the drop 'a' belong there (`dvc pull` gets what is recorded",
+        ),
+        (other_classes, "error: data/classes.txt names 2 classes but num_classes is 3"),
         (pickled, "error: data/train/a/a.npz: `images` holds pickled Python objects"),
     ],
 )
