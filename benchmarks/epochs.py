@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from crt.bank import BankBatches, write_bank
 from crt.config import Config
+from crt.data.statistics import mean_and_std
 from crt.data.store import open_store
 from crt.files import write_text
 from crt.methods.base import Batch, Loss, Method
@@ -28,10 +29,11 @@ from crt.methods.crt import crt
 from crt.models.build import build_model
 from crt.models.checkpoint import ModelInfo, load_info, model_fingerprint, save_model
 from crt.project import Project
-from crt.training.batches import Batches, derive_seed, mean_and_std
+from crt.training.batches import Batches
 from crt.training.fit import load_teacher
 from crt.training.loop import train
 from crt.training.numerics import start_fabric
+from crt.training.seeds import derive_seed
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT, LONG = 4, (8, 16, 32, 64)  # epochs

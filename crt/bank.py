@@ -1,230 +1,292 @@
 """A bank of the teacher's logits: computed once for some views of each image, replayed for every student.
 
-A view is an image's crop, flip and noise; it follows from (seed, drop, number of the view). Noise comes in chunks of images,
-each with a generator of its own, so that training can take the chunks in any order and draw the same noise again. A new drop
-adds the logits of its own views, and a student that trains from the bank never runs the teacher.
+A view is an image's crop, flip and noise. It follows from (seed, drop, number of the view, number of the image) alone, on
+every device and in any order. A new drop adds the logits of its own views, and a student that trains from the bank never
+runs the teacher.
 """
 
 import json
+import math
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from crt.config import Config
-from crt.data.store import Store
+from crt.config import Augment, Config
+from crt.data.store import Store, open_store
+from crt.devices import choose_device
 from crt.errors import UserError
-from crt.files import partial, replacing, write_text
+from crt.files import partial, replacing, write_json
+from crt.methods.base import Batch, Teacher
+from crt.models.checkpoint import model_fingerprint
 from crt.training.augment import Moves, augment, draw
-from crt.training.batches import Batches, derive_seed
+from crt.training.fit import load_teacher
+from crt.training.resume import resume_folder
+from crt.training.seeds import derive_seed
 
 INFO = "bank.json"
-CHUNK = 64  # images whose noise comes from one generator
-AT_ONCE = 4  # chunks in a forward pass of the teacher
+BATCH = 256  # images in a forward pass of the teacher
+CHECKED = 64  # images of each view whose logits are compared with the teacher's
 TOLERANCE = 0.01  # of the largest logit; other hardware and other numbers of threads round differently
+CODE = (
+    "bank.py",
+    "training/augment.py",
+    "training/seeds.py",
+    "inference/fold.py",
+    "models",
+    "data",
+    "spec.py",
+)
+
+GOLDEN = -7046029254386353131  # SplitMix64's constants (Steele, Lea and Flood 2014), as signed numbers
+MIX = ((30, -4658895280553007687), (27, -7723592293110705685))
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Some images of a drop in one view: their numbers int64 [n], what happens to each, the noise's seed."""
+class View:
+    """A drop's images as training shows them once: each cropped, perhaps mirrored, and with a noise of its own.
 
-    rows: Tensor
+    Attributes:
+        store: The drop.
+        moves: What happens to each image, in the order of the drop.
+        key: What the noise follows from, besides the image's number.
+        crop_padding: As in `crt.training.augment.draw`.
+    """
+
+    store: Store
     moves: Moves
-    seed: int
+    key: int
+    crop_padding: int
+
+    @classmethod
+    def of(cls, store: Store, number: int, seed: int, how: Augment) -> "View":
+        """The drop's view of this number, from 0."""
+        drop = int(store.fingerprint[:15], 16)
+        generator = torch.Generator().manual_seed(derive_seed(seed, "view", drop, number))
+        moves = draw(len(store), how.crop_padding, how.crop_area, how.flip, generator)
+        return cls(store, moves, derive_seed(seed, "view noise", drop, number), how.crop_padding)
+
+    def noise(self, rows: Tensor, device: torch.device) -> Tensor:
+        """Standard normal noise of the images `rows` int64 [n]: float32 [n, C, H, W], channels-last in memory."""
+        _, height, width, channels = self.store.images.shape
+        noise = normal(self.key, rows.to(device), height * width * channels)
+        return noise.view(len(rows), height, width, channels).permute(0, 3, 1, 2)
+
+    def noised(self, rows: Tensor, sigma: float, device: torch.device) -> Tensor:
+        """The images `rows` int64 [n] as a student sees them: float32 [n, C, H, W]."""
+        images = torch.from_numpy(np.array(self.store.images[rows.numpy()])).to(device)
+        images = augment(images, self.crop_padding, self.moves[rows].to(device))
+        return images + sigma * self.noise(rows, device)
 
 
-def chunks_of(store: Store, view: int, seed: int, settings: dict[str, Any]) -> list[Chunk]:
-    """One view of each training image of a drop, in an order of its own; settings: of `crt.training.augment.draw`."""
-    drop = int(store.fingerprint[:15], 16)
-    generator = torch.Generator().manual_seed(derive_seed(seed, "view", drop, view))
-    rows = torch.from_numpy(np.flatnonzero(~store.validation))
-    rows = rows[torch.randperm(len(rows), generator=generator)]
-    moves = draw(len(rows), **settings, generator=generator)
-    return [
-        Chunk(
-            rows[start : start + CHUNK],
-            moves[start : start + CHUNK],
-            derive_seed(seed, "view noise", drop, view, start),
-        )
-        for start in range(0, len(rows), CHUNK)
-    ]
+def training_rows(store: Store) -> Tensor:
+    """The numbers of the drop's images that are not set aside for validation: int64 [n]."""
+    return torch.from_numpy(np.flatnonzero(~store.validation))
 
 
-def noise_of(chunk: Chunk, shape: Sequence[int], device: torch.device) -> Tensor:
-    """The chunk's standard normal noise: float32 [n, C, H, W], channels-last in memory; shape: of an image [H, W, C]."""
-    generator = torch.Generator(device).manual_seed(chunk.seed)
-    noise = torch.empty((len(chunk.rows), *shape), device=device).normal_(generator=generator)
-    return noise.permute(0, 3, 1, 2)
+def normal(key: int, rows: Tensor, count: int) -> Tensor:
+    """`count` standard normal numbers for each of `rows` int64 [n]: float32 [n, count], on the device of `rows`.
+
+    They depend on (key, row) alone: SplitMix64, started at a hash of both, and Box and Muller's transform.
+    """
+    start = _mixed(key + rows * GOLDEN)
+    steps = torch.arange(1, math.ceil(count / 2) + 1, device=rows.device)
+    bits = _mixed(start[:, None] + steps * GOLDEN)
+    # Two numbers of 24 bits; the first one in (0, 1), so that its logarithm is finite.
+    radius = ((_shifted(bits, 40).float() + 0.5) * 2**-24).log_().mul_(-2).sqrt_()
+    angle = (bits & 0xFFFFFF).float() * (2 * math.pi * 2**-24)
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :count]
 
 
-def write_bank(
-    teacher: nn.Module,
-    teacher_fingerprint: str,
-    store: Store,
-    config: Config,
-    device: torch.device,
-    folder: Path,
-    work: Path,
-) -> None:
-    """Compute the teacher's logits for `config.bank.views` views of each image of a drop, float32 [N, K] per view.
+def _mixed(bits: Tensor) -> Tensor:
+    """SplitMix64's hash of 64 bits; int64, whose products wrap around."""
+    for shift, factor in MIX:
+        bits = (bits ^ _shifted(bits, shift)) * factor
+    return bits ^ _shifted(bits, 31)
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """Shifted to the right, zeros from the left."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+class Replayed(Teacher):
+    """A teacher whose logits are read from the drops' banks, a view in each epoch.
+
+    Which is the first follows from the number of images: short retrainings after one delivery and the next see other
+    views. Training must show the images as the view does: `Batches(..., moves=replayed.moves)`.
+
+    Attributes:
+        views: How many there are; epochs take them in turn.
+    """
+
+    def __init__(
+        self, network: nn.Module, stores: Sequence[Store], folders: Sequence[Path], *, seed: int, how: Augment
+    ) -> None:
+        """Opens the banks.
+
+        Args:
+            network: The teacher, to compare the logits with.
+            stores: The drops.
+            folders: Their banks, in the same order.
+            seed: The seed that the banks were made with.
+            how: The augmentation that they were made with.
+
+        Raises:
+            UserError: A bank is missing or damaged.
+        """
+        super().__init__(network)
+        self._stores, self._folders, self._seed, self._how = list(stores), list(folders), seed, how
+        self._banks = [_open(folder, len(store)) for folder, store in zip(folders, stores, strict=True)]
+        self._starts = np.cumsum([0, *(len(store) for store in stores)])
+        self.views = min(len(bank) for bank in self._banks)
+        self._first = derive_seed(seed, "first view", int(self._starts[-1])) % self.views
+        self._opened: tuple[int, list[View]] = (-1, [])
+
+    def moves(self, rows: Tensor, epoch: int) -> Moves:
+        """What happens in this epoch to images int64 [n], by their number in the concatenated drops."""
+        return Moves.join([view.moves for view in self._views_of(epoch)])[rows]
+
+    def noised(self, batch: Batch, sigma: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The batch's images with the view's noise, and the logits that the teacher gave for them."""
+        assert batch.rows is not None, "Batches gives the images' numbers"
+        device, epoch = batch.images.device, int(batch.epoch)
+        noise = torch.empty_like(batch.images)
+        logits = torch.empty(len(batch.rows), self._banks[0][0].shape[1])
+        for drop, places, rows in self._by_drop(batch.rows):
+            noise[places.to(device)] = self._views_of(epoch)[drop].noise(rows, device)
+            logits[places] = torch.from_numpy(self._banks[drop][self._number(epoch)][rows.numpy()])
+        return batch.images + sigma * noise, logits.to(device)
+
+    def check(self, sigma: float, device: torch.device) -> None:
+        """Hold the banks to the teacher: some logits of each view must be what it gives here.
+
+        Raises:
+            UserError: They are not.
+        """
+        for store, bank, folder in zip(self._stores, self._banks, self._folders, strict=True):
+            rows = training_rows(store)
+            rows = rows[:: max(1, len(rows) // CHECKED)]
+            if not len(rows):
+                continue
+            for number, held in enumerate(bank):
+                view = View.of(store, number, self._seed, self._how)
+                with torch.inference_mode():
+                    logits = self.network(view.noised(rows, sigma, device)).float().cpu().numpy()
+                if not np.abs(logits - held[rows.numpy()]).max() <= TOLERANCE * np.abs(logits).max():
+                    raise UserError(
+                        f"{folder} does not hold this teacher's logits under these settings: record it again, "
+                        "or train without a bank"
+                    )
+
+    def _number(self, epoch: int) -> int:
+        return (self._first + epoch) % self.views
+
+    def _views_of(self, epoch: int) -> list[View]:
+        """The drops' views of an epoch; those of the last one asked for are kept."""
+        if self._opened[0] != epoch:
+            views = [View.of(store, self._number(epoch), self._seed, self._how) for store in self._stores]
+            self._opened = epoch, views
+        return self._opened[1]
+
+    def _by_drop(self, rows: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """For each drop that has some of the images: its number, their places among `rows`, their numbers in it."""
+        drops = np.searchsorted(self._starts, rows.numpy(), side="right") - 1
+        for drop in np.unique(drops):
+            places = torch.from_numpy(np.flatnonzero(drops == drop))
+            yield int(drop), places, rows[places] - int(self._starts[drop])
+
+
+def record(config: Config, drop: Path, teacher: Path, folder: Path, work: Path) -> None:
+    """Write the bank of one drop: the teacher's logits for `config.bank.views` views of each training image.
 
     Images that are set aside for validation have NaN.
 
-    Finished views are kept in `work`; after a kill the same call goes on there. `teacher` is in eval mode, on `device`.
+    Args:
+        config: Seed, sigma, augmentation, number of views and device.
+        drop: The prepared drop.
+        teacher: The teacher's model folder.
+        folder: Where the bank goes.
+        work: The folder for resume files: a recording that was killed continues there.
 
     Raises:
-        UserError: the disk is full.
+        UserError: Drop or teacher are missing or do not fit each other.
     """
+    store, fingerprint = open_store(drop), model_fingerprint(teacher)
+    device = choose_device(config.runtime.device)
+    how, sigma, seed, views = config.data.augment, config.sigma, config.seed, config.bank.views
+    facts = [how.model_dump(), sigma, seed, views, device.type, store.fingerprint, fingerprint]
+    network = load_teacher(teacher, store, sigma, device)
+    write_bank(
+        network,
+        fingerprint,
+        store,
+        folder,
+        resume_folder(work, f"bank-{drop.name}", facts, CODE),
+        views=views,
+        sigma=sigma,
+        seed=seed,
+        how=how,
+        device=device,
+    )
+
+
+def write_bank(
+    network: nn.Module,
+    fingerprint: str,
+    store: Store,
+    folder: Path,
+    work: Path,
+    *,
+    views: int,
+    sigma: float,
+    seed: int,
+    how: Augment,
+    device: torch.device,
+) -> None:
+    """`record` for a teacher, by its fingerprint, and a drop that are at hand; finished views are kept in `work`."""
     work.mkdir(parents=True, exist_ok=True)
-    paths = [work / f"view-{view:04d}.npy" for view in range(config.bank.views)]
-    settings = config.data.augment.model_dump()
-    steps = -(-int((~store.validation).sum()) // (CHUNK * AT_ONCE))
-    done = sum(path.is_file() for path in paths)
-    bar = tqdm(
-        total=len(paths) * steps,
-        initial=done * steps,
+    paths = [work / f"view-{number:04d}.npy" for number in range(views)]
+    missing = [number for number, path in enumerate(paths) if not path.is_file()]
+    rows = training_rows(store)
+    batches = rows.split(BATCH) if len(rows) else ()
+    with tqdm(
+        total=views * len(batches),
+        initial=(views - len(missing)) * len(batches),
         desc="bank",
         unit="batch",
         file=sys.stderr,
         mininterval=1,
-    )
-    with bar, torch.inference_mode():
-        for view, path in enumerate(paths):
-            if path.is_file():
-                continue
-            chunks = chunks_of(store, view, config.seed, settings)
+    ) as bar:
+        for number in missing:
+            view = View.of(store, number, seed, how)
             logits = np.full((len(store), len(store.spec.classes)), np.nan, np.float32)
-            for start in range(0, len(chunks), AT_ONCE):
-                now = chunks[start : start + AT_ONCE]
-                images = [
-                    view_of(store, chunk, settings["crop_padding"], config.sigma, device) for chunk in now
-                ]
-                logits[torch.cat([chunk.rows for chunk in now]).numpy()] = (
-                    teacher(torch.cat(images)).cpu().numpy()
-                )
+            for rows in batches:
+                with torch.inference_mode():
+                    logits[rows.numpy()] = network(view.noised(rows, sigma, device)).float().cpu().numpy()
                 bar.update()
-            aside = partial(path)
+            aside = partial(paths[number])
             with aside.open("wb") as file:
                 np.save(file, logits)
-            os.replace(aside, path)
-    facts = {
-        "views": config.bank.views,
-        "device": device.type,
-        "sigma": config.sigma,
-        "teacher_fingerprint": teacher_fingerprint,
-        "data_fingerprint": store.fingerprint,
-    }
+            os.replace(aside, paths[number])
     with replacing(folder) as aside:
         for path in paths:
             shutil.move(path, aside / path.name)
-        write_text(aside / INFO, json.dumps(facts, indent=2) + "\n")
+        facts = {"views": views, "sigma": sigma, "teacher_fingerprint": fingerprint}
+        write_json(aside / INFO, {**facts, "data_fingerprint": store.fingerprint})
     shutil.rmtree(work, ignore_errors=True)
-
-
-def view_of(store: Store, chunk: Chunk, crop_padding: int, sigma: float, device: torch.device) -> Tensor:
-    """The chunk's noised images, as a student sees them: float32 [n, C, H, W]."""
-    images = torch.from_numpy(np.array(store.images[chunk.rows.numpy()])).to(device)
-    images = augment(images, crop_padding, chunk.moves.to(device))
-    return images + sigma * noise_of(chunk, store.images.shape[1:], device)
-
-
-class BankBatches(Batches):
-    """Batches of one epoch at a time, with noise and the teacher's logits: each epoch replays the next view.
-
-    Which is the first follows from the number of images: short retrainings after one delivery and the next see other views.
-    Chunks of images come in another order in each epoch, so a batch is made of one or a few.
-    """
-
-    def __init__(
-        self, stores: Sequence[Store], folders: Sequence[Path], batch_size: int, **settings: Any
-    ) -> None:
-        """folders: the drops' banks, in the order of `stores`; settings: as of `Batches`.
-
-        Raises:
-            UserError: a bank is missing or damaged, or see `Batches`.
-        """
-        super().__init__(stores, batch_size, **settings)
-        self._folders = list(folders)
-        self._banks = [_open(folder, len(store)) for folder, store in zip(folders, stores, strict=True)]
-        self.views = min(len(bank) for bank in self._banks)
-        self._first = derive_seed(self._seed, "first view", self.count) % self.views
-
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
-        """Images and labels as `Batches.epoch`, noise float32 [B, C, H, W], the teacher's logits float32 [B, K]."""
-        view = (self._first + epoch) % self.views
-        chunks = [
-            (d, chunk)
-            for d, store in enumerate(self._stores)
-            for chunk in chunks_of(store, view, self._seed, self._moves)
-        ]
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, "batches", epoch))
-        chunks = [chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()]
-        count = self.steps * self.batch_size
-        order = torch.cat([chunk.rows + int(self._starts[d]) for d, chunk in chunks])[:count]
-        moves = Moves.join([chunk.moves for _, chunk in chunks])[:count]
-        size = self.batch_size // self._world_size
-        for (images, labels), rows, noise in zip(
-            self._of(order, moves),
-            self._mine(order).split(size),
-            self._noise([chunk for _, chunk in chunks]),
-            strict=True,
-        ):
-            yield images, labels, noise, self._targets(rows.numpy(), view).to(self._device)
-
-    def _noise(self, chunks: Sequence[Chunk]) -> Iterator[Tensor]:
-        """This process' part of each batch's noise. All draw all of it, since a chunk's noise is drawn as a whole."""
-        shape, size = self._stores[0].images.shape[1:], self.batch_size // self._world_size
-        waiting = torch.empty(0)
-        for chunk in chunks:
-            noise = noise_of(chunk, shape, self._device)
-            waiting = torch.cat([waiting, noise]) if len(waiting) else noise
-            while len(waiting) >= self.batch_size:
-                yield waiting[self._rank * size : (self._rank + 1) * size]
-                waiting = waiting[self.batch_size :]
-
-    def _targets(self, rows: np.ndarray, view: int) -> Tensor:
-        """The teacher's logits of images by their number in the concatenated drops."""
-        drop = np.searchsorted(self._starts, rows, side="right") - 1
-        out = np.empty((len(rows), self._banks[0][view].shape[1]), np.float32)
-        for d in np.unique(drop):
-            mine = drop == d
-            out[mine] = self._banks[d][view][rows[mine] - self._starts[d]]
-        return torch.from_numpy(out)
-
-    def check(self, teacher: nn.Module, sigma: float) -> None:
-        """Hold the banks to the teacher: the logits of one chunk of each view must be what it gives here.
-
-        Raises:
-            UserError: they are not.
-        """
-        for store, bank, folder in zip(self._stores, self._banks, self._folders, strict=True):
-            for view, held in enumerate(bank):
-                chunks = chunks_of(store, view, self._seed, self._moves)
-                if not chunks:  # all of its images are set aside
-                    continue
-                chunk = chunks[0]
-                with torch.inference_mode():
-                    images = view_of(store, chunk, self._crop_padding, sigma, self._device)
-                    logits = teacher(images).float().cpu().numpy()
-                kept = held[chunk.rows.numpy()]
-                if not np.abs(logits - kept).max() <= TOLERANCE * np.abs(logits).max():
-                    raise UserError(
-                        f"{folder} does not hold this teacher's logits (another kind of device has other noise): "
-                        f"write it here with `dvc repro --force --single-item bank@{folder.name}`, or set bank.views to 0"
-                    )
 
 
 def _open(folder: Path, count: int) -> list[np.ndarray]:
     """The views of one drop's bank, memory-mapped: float32 [N, K] each."""
-    remedy = f"write it again with `dvc repro --force --single-item bank@{folder.name}`"
+    remedy = "record it again, or train without a bank"
     try:
         views = json.loads((folder / INFO).read_text(encoding="utf-8"))["views"]
         bank = [np.load(folder / f"view-{view:04d}.npy", mmap_mode="r") for view in range(views)]

@@ -62,6 +62,11 @@ def root() -> Path:
     return Path(os.environ.get("DVC_ROOT", "."))
 
 
+def resume_root() -> Path:
+    """The folder for the resume files of all trainings; it outlives the temporary folder of a `dvc exp run --temp`."""
+    return root() / ".work"
+
+
 def work_dir(stage: str, *parts: Any) -> Path:
     """The folder for a stage's resume files: `$DVC_ROOT/.work/<stage>-<fingerprint>`.
 
@@ -71,6 +76,6 @@ def work_dir(stage: str, *parts: Any) -> Path:
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for file in sorted(Path(crt.__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
-    folder = root() / ".work" / f"{stage}-{digest.hexdigest()[:16]}"
+    folder = resume_root() / f"{stage}-{digest.hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

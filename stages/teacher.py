@@ -2,34 +2,14 @@
 
 from pathlib import Path
 
-from common import run_on_all_devices, work_dir
+from common import resume_root, run_on_all_devices
 
-from crt.config import Config, Teacher
-from crt.data.store import open_store
-from crt.training.fit import Files, fit
+from crt.config import Config
+from crt.training.fit import Files, fit, teacher_job
 
 
 def main(config: Config) -> None:
-    teacher = config.teacher
-    assert isinstance(teacher, Teacher), "the stage exists for trained teachers only"
-    drop = Path("prepared/train") / teacher.drop
-    work = work_dir(
-        "teacher",
-        teacher.model_dump(),
-        config.data.augment.model_dump(),
-        config.sigma,
-        config.seed,
-        config.runtime.model_dump(),
-        open_store(drop).fingerprint,
-    )
-    files = Files(
-        Path("models/teacher"),
-        Path("results/teacher/training.tsv"),
-        Path("results/teacher.json"),
-        Path("times/teacher.json"),
-        work,
-    )
-    fit("teacher", config, teacher, teacher.method, [drop], None, files)
+    fit(teacher_job(config, Path("prepared/train") / config.teacher.drop), Files.of("teacher", resume_root()))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crt.errors import UserError
-from crt.methods.base import Batch, Loss, Method
+from crt.methods.base import Batch, Loss, Method, Teacher
 from crt.methods.shared.attacks import EPSILON, draw_noise, frozen, label_loss, noisy_logits, norms, project
 
 NEEDS_LABELS = True
+TEACHER = "network"
 
 
 def catrs(
@@ -22,7 +23,7 @@ def catrs(
     votes_from: Literal["teacher", "self"],
     num_votes: int,
     vote_sigma: float,
-    teacher: nn.Module | None = None,
+    teacher: Teacher | None = None,
 ) -> Method:
     """Of each image's m noises only as many of the easiest as its confidence allows; where all, also the worst case.
 
@@ -51,8 +52,8 @@ def catrs(
         UserError: votes_from is `teacher` and there is none.
     """
     if votes_from == "teacher" and teacher is None:
-        raise UserError("method.votes_from is 'teacher' but there is no teacher: set it to 'self'")
-    auxiliary = teacher if votes_from == "teacher" else None
+        raise UserError("votes_from is 'teacher' but there is no teacher: set it to 'self'")
+    auxiliary = teacher.network if teacher is not None and votes_from == "teacher" else None
 
     def loss(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
         frequencies = vote(

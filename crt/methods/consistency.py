@@ -1,4 +1,4 @@
-"""Consistency regularization: noisy predictions shall agree with their mean (Jeong and Shin 2020, section 3)."""
+"""Consistency regularization: noisy predictions are drawn to their mean (Jeong and Shin 2020, section 3)."""
 
 import math
 
@@ -9,6 +9,7 @@ from crt.methods.base import Batch, Loss, Method, add_noise
 from crt.methods.shared.terms import accuracy, at_least_float32, cross_entropy
 
 NEEDS_LABELS = True
+TEACHER = None
 
 
 def consistency(*, num_noise: int, lbd: float, eta: float) -> Method:

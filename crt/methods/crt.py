@@ -8,33 +8,33 @@ import torch
 from torch import nn
 
 from crt.errors import UserError
-from crt.methods.base import Batch, Loss, Method, add_noise
+from crt.methods.base import Batch, Loss, Method, Teacher
 from crt.methods.shared.terms import accuracy, at_least_float32, cross_entropy
 
 NEEDS_LABELS = False
+TEACHER = "logits"
 
 
-def crt(*, teacher: nn.Module | None, alpha: float) -> Method:
+def crt(*, teacher: Teacher | None, alpha: float) -> Method:
     """L = alpha * mean_b ||z_S(x'_b) - z_T(x'_b)||_2 + (1 - alpha) * mean_b CE(z_S(x'_b), y_b), x' = x + e.
 
-    One noise draw per image; student and teacher see the same x'. The norm is not squared. The teacher is put into
-    eval mode and gets no gradient, and is not run where the batch brings its logits; with alpha = 1 labels are not used
-    at all.
+    One noise draw per image; student and teacher see the same x'. The norm is not squared. The teacher gets no
+    gradient. With alpha = 1 labels are not used at all.
+
+    Args:
+        teacher: What the student learns from.
+        alpha: Weight of the transfer, from 0 to 1.
 
     Raises:
-        UserError: there is no teacher.
+        UserError: There is no teacher.
     """
     if teacher is None:
-        raise UserError("method crt needs a teacher: train one first (`dvc repro teacher`)")
-    teacher.eval()
+        raise UserError(
+            "method crt needs a teacher: give one (`teacher`), or choose a method that learns alone"
+        )
 
     def loss(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
-        if batch.noise is not None and batch.target is not None:
-            noisy, target = batch.images + sigma * batch.noise, batch.target
-        else:
-            noisy = add_noise(batch.images, sigma, generator)
-            with torch.no_grad():
-                target = at_least_float32(teacher(noisy))
+        noisy, target = teacher.noised(batch, sigma, generator)
         logits = at_least_float32(model(noisy))
         transfer = torch.linalg.vector_norm(logits - target, dim=1).mean()
         label_loss = cross_entropy(logits, batch.labels)

@@ -7,6 +7,7 @@ from crt.methods.base import Batch, Loss, Method, add_noise
 from crt.methods.shared.terms import accuracy, at_least_float32, cross_entropy
 
 NEEDS_LABELS = True
+TEACHER = None
 
 
 def gaussian() -> Method:

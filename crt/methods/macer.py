@@ -8,6 +8,7 @@ from crt.methods.shared.attacks import draw_noise, noisy_logits
 from crt.methods.shared.terms import accuracy
 
 NEEDS_LABELS = True
+TEACHER = None
 
 
 def macer(*, num_noise: int, lbd: float, gamma: float, beta: float, defer_epochs: int) -> Method:

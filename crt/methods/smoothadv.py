@@ -10,6 +10,7 @@ from crt.methods.shared.attacks import ddn, draw_noise, label_loss, noisy_logits
 from crt.methods.shared.terms import accuracy
 
 NEEDS_LABELS = True
+TEACHER = None
 
 
 def smoothadv(

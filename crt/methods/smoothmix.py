@@ -19,6 +19,7 @@ from crt.methods.shared.attacks import (
 from crt.methods.shared.terms import accuracy
 
 NEEDS_LABELS = True
+TEACHER = None
 
 
 def smoothmix(

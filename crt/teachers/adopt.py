@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from crt.config import Config, FetchedTeacher
+from crt.data.statistics import mean_and_std
 from crt.data.store import Store, open_store
 from crt.errors import UserError
 from crt.files import write_text
@@ -26,7 +27,7 @@ from crt.teachers.ensemble import combine
 from crt.teachers.normalization import Candidate, Evidence, candidates, clear_choice, weigh
 from crt.teachers.published import Published, build, in_order, recognise
 from crt.teachers.safe_load import load_checkpoint
-from crt.training.batches import derive_seed, mean_and_std
+from crt.training.seeds import derive_seed
 
 PROBE_IMAGES = 1000
 STATISTICS_IMAGES = 512

@@ -17,8 +17,10 @@ RATIO = 4 / 3  # largest of a resized crop's sides, before it is resized
 class Moves:
     """What happens to each of n images.
 
-    shift: int64 [2, n], the crop's row and column in the padded image; flip: bool [n]; box: float32 [4, n], a resized crop's
-    top, left, height and width as shares of the image, or None.
+    Attributes:
+        shift: int64 [2, n], the crop's row and column in the padded image.
+        flip: bool [n], whether it is mirrored.
+        box: float32 [4, n], a resized crop's top, left, height and width as shares of the image, or None.
     """
 
     shift: Tensor
@@ -48,9 +50,14 @@ class Moves:
 def draw(count: int, crop_padding: int, crop_area: float, flip: bool, generator: torch.Generator) -> Moves:
     """Random moves for `count` images.
 
-    crop_padding: pixels of zeros on each side, of which a crop of the image's size is taken; crop_area: the smallest share of
-    the image that a resized crop takes (1: none), of a ratio of sides between 3/4 and 4/3, log-uniform, as in torchvision's
-    RandomResizedCrop; a side that would be longer than the image is as long as the image.
+    Args:
+        count: The number of images.
+        crop_padding: Pixels of zeros on each side, of which a crop of the image's size is taken.
+        crop_area: The smallest share of the image that a resized crop takes (1: none), of a ratio of sides between 3/4
+            and 4/3, log-uniform, as in torchvision's RandomResizedCrop. A side that would be longer than the image is
+            as long as the image.
+        flip: Whether half of the images are mirrored.
+        generator: On the CPU.
     """
     shift = torch.randint(0, 2 * crop_padding + 1, (2, count), generator=generator)
     flips = torch.rand(count, generator=generator) < 0.5 if flip else torch.zeros(count).bool()

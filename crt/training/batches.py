@@ -1,15 +1,14 @@
 """Batches of training images from prepared drops: shuffled, augmented, on the device; nothing per image in Python.
 
-Order and augmentation depend on (seed, epoch) alone, never on what was drawn before: a run that goes on at an epoch's
+Order and augmentation depend on (seed, epoch) alone, never on what was drawn before: a run that continues at an epoch's
 start needs no generator's state. Images that fit into memory are held on the device as uint8; others stay
 memory-mapped and a thread reads the next batches while the network computes.
 """
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +16,12 @@ from torch import Tensor
 
 from crt.data.store import Shards, Store
 from crt.errors import UserError
+from crt.methods.base import Batch
 from crt.training.augment import Moves, augment, draw
+from crt.training.seeds import derive_seed
 
 RESIDENT_SHARE = 0.5  # of the device's free memory; more than that stays on disk
 READ_AHEAD = 3  # batches
-
-
-def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed for one purpose, e.g. `derive_seed(seed, "noise", epoch)`; equal on every machine."""
-    words = [part if isinstance(part, int) else int.from_bytes(part.encode(), "big") for part in purpose]
-    state = np.random.SeedSequence([seed, *words]).generate_state(2, np.uint32)
-    return int(state[0]) << 31 ^ int(state[1])
 
 
 class Batches:
@@ -37,8 +31,14 @@ class Batches:
     then all images are the one batch. Several processes share every batch: each gets its equal part of the images, with
     the augmentation that one process would give them.
 
+    Attributes:
+        count: Images that training uses.
+        batch_size: Images of a batch, of all processes together.
+        steps: Batches of an epoch.
+
     Raises:
-        UserError: fewer than two images for each process (BatchNorm needs two), or a batch that cannot be shared equally.
+        UserError: Fewer than two images for each process (BatchNorm needs two), or a batch that cannot be shared
+            equally.
     """
 
     def __init__(
@@ -55,10 +55,25 @@ class Batches:
         resident: bool | None = None,
         rank: int = 0,
         world_size: int = 1,
+        moves: Callable[[Tensor, int], Moves] | None = None,
     ) -> None:
-        """crop_padding, flip, crop_area: see `crt.training.augment.draw`; labelled_only: leave out images without a label; resident: hold the images on the device, None: if they fit."""
-        self._stores = stores
-        self._starts = np.cumsum([0, *(len(store) for store in stores)])
+        """Draws nothing yet.
+
+        Args:
+            stores: The prepared drops.
+            batch_size: Images of a batch, of all processes together.
+            crop_padding: See `crt.training.augment.draw`.
+            flip: See there.
+            crop_area: See there.
+            seed: What order and augmentation follow from.
+            device: Where the batches are.
+            labelled_only: Leave out images without a label.
+            resident: Hold the images on the device; None: if they fit.
+            rank: The number of this process.
+            world_size: The number of processes.
+            moves: What happens in an epoch to images int64 [n], by their number in the concatenated drops; None: it
+                is drawn for each epoch.
+        """
         self._labels = torch.from_numpy(np.concatenate([store.labels for store in stores]))
         used = ~torch.from_numpy(np.concatenate([store.validation for store in stores]))
         if labelled_only:
@@ -74,11 +89,11 @@ class Batches:
                 f"{world_size} processes cannot share batches of {batch_size} images equally: "
                 "set batch_size to a multiple of the number of processes"
             )
-        self.batch_size = min(batch_size, self.count - self.count % world_size)  # of all processes together
-        self._rank, self._world_size = rank, world_size
+        self.batch_size = min(batch_size, self.count - self.count % world_size)
         self.steps = self.count // self.batch_size
-        self._moves: dict[str, Any] = {"crop_padding": crop_padding, "crop_area": crop_area, "flip": flip}
-        self._crop_padding = crop_padding
+        self._rank, self._world_size = rank, world_size
+        self._crop_padding, self._crop_area, self._flip = crop_padding, crop_area, flip
+        self._moves = moves
         self._seed = seed
         self._device = device
         self._on_disk = Shards([store.images for store in stores])
@@ -86,32 +101,26 @@ class Batches:
             resident = self._on_disk.nbytes <= RESIDENT_SHARE * _free_bytes(device)
         self._images = torch.from_numpy(np.asarray(self._on_disk)).to(device) if resident else None
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
-        """Images float32 [B, C, H, W] in [0,1] (channels-last in memory) and labels int64 [B], on the device.
-
-        B is this process' part of `batch_size`.
-        """
-        yield from self._of(*self._drawn(epoch))
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """This process' part of each batch of an epoch (from 0)."""
+        order, moves = self._drawn(epoch)
+        mine = torch.arange(len(order)).view(self.steps, self._world_size, -1)[:, self._rank].flatten()
+        rows, moves = order[mine], moves[mine].to(self._device)
+        labels = self._labels[rows].to(self._device)
+        size = self.batch_size // self._world_size
+        parts = rows.split(size)
+        for step, (part, images) in enumerate(zip(parts, self._raw(parts), strict=True)):
+            now = slice(step * size, (step + 1) * size)
+            augmented = augment(images, self._crop_padding, moves[now])
+            yield Batch(augmented, labels[now], epoch + step / self.steps, part)
 
     def _drawn(self, epoch: int) -> tuple[Tensor, Moves]:
         """Of all processes: image numbers int64 [n] and what happens to each, n = steps * batch_size."""
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "batches", epoch))
         order = self._used[torch.randperm(self.count, generator=generator)[: self.steps * self.batch_size]]
-        return order, draw(len(order), **self._moves, generator=generator)
-
-    def _of(self, order: Tensor, moves: Moves) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process' part of the batches of these images."""
-        mine = self._mine(torch.arange(len(order)))
-        labels, moves = self._labels[order[mine]].to(self._device), moves[mine].to(self._device)
-        size = self.batch_size // self._world_size
-        for step, images in enumerate(self._raw(order[mine].split(size))):
-            now = slice(step * size, (step + 1) * size)
-            yield augment(images, self._crop_padding, moves[now]), labels[now]
-
-    def _mine(self, values: Tensor) -> Tensor:
-        """This process' part of each batch: [..., steps * batch_size] -> [..., steps * B]."""
-        parts = values.unflatten(-1, (self.steps, self._world_size, -1))
-        return parts[..., self._rank, :].flatten(-2)
+        if self._moves is not None:
+            return order, self._moves(order, epoch)
+        return order, draw(len(order), self._crop_padding, self._crop_area, self._flip, generator)
 
     def _raw(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
         """uint8 [B, H, W, C] on the device for each tensor of indices."""
@@ -137,25 +146,6 @@ class Batches:
         out[order] = self._on_disk[index[order]]
         images = torch.from_numpy(out)
         return images.pin_memory() if self._device.type == "cuda" else images
-
-
-def mean_and_std(stores: Sequence[Store], chunk: int = 4096) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of all training pixels, in [0,1] units; exact, in one pass over the files.
-
-    A channel without any variation gets a standard deviation of 1.
-    """
-    channels = stores[0].spec.channels
-    counts = np.zeros((channels, 256), np.int64)
-    for store in stores:
-        for start in range(0, len(store), chunk):
-            used = ~store.validation[start : start + chunk]
-            part = store.images[start : start + chunk][used].reshape(-1, channels)
-            counts += np.stack([np.bincount(part[:, c], minlength=256) for c in range(channels)])
-    values = np.arange(256) / 255
-    share = counts / counts.sum(1, keepdims=True)
-    mean = share @ values
-    std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
-    return mean.tolist(), np.where(std > 0, std, 1.0).tolist()
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -1,7 +1,10 @@
-"""Resume files: the state of a training run at an epoch's end, so that a killed run goes on from there."""
+"""Resume files: the state of a training run at an epoch's end, so that a killed run continues from there."""
 
+import hashlib
+import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +12,46 @@ import torch
 
 from crt.errors import UserError
 from crt.files import partial
+from crt.processes import rank
 
 STATE = "state.pt"
 PARTS = {"model", "optimizer", "rows", "seconds"}
+PACKAGE = Path(__file__).parents[1]
+
+
+def resume_folder(root: Path, name: str, facts: Any, code: Iterable[str]) -> Path:
+    """The folder for one run's resume files, `<root>/<name>-<fingerprint>`; it is made.
+
+    Where it holds nothing yet but a run of the same name was left unfinished, standard error says so.
+
+    Args:
+        root: The folder for the resume files of all runs.
+        name: What is made, such as `student`.
+        facts: All that the result follows from, as JSON: settings, fingerprints of data and models.
+        code: Files and folders of this package that decide the result.
+    """
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for part in code:
+        path = PACKAGE / part
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    folder = root / f"{name}-{digest.hexdigest()[:16]}"
+    if rank() == 0 and not any(folder.glob("*")):
+        for other in sorted({file.parent for file in root.glob(f"{name}-{'[0-9a-f]' * 16}/*")}):
+            print(
+                f"{other} was left by an unfinished run with other settings, data or code and is not continued: "
+                "remove it, or restore what was changed",
+                file=sys.stderr,
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def save_state(work: Path, state: dict[str, Any]) -> None:
     """Write the state aside and rename it: a kill leaves this state or the one before, never half of one.
 
     Raises:
-        UserError: it cannot be written (a full disk); the state before stays intact.
+        UserError: It cannot be written (a full disk); the state before stays intact.
     """
     work.mkdir(parents=True, exist_ok=True)
     aside = partial(work / STATE)
@@ -39,7 +72,7 @@ def load_state(work: Path, device: torch.device) -> dict[str, Any] | None:
     Nothing is unpickled but tensors and plain values.
 
     Raises:
-        OSError, MemoryError, torch.OutOfMemoryError: it could not be read, and may be whole.
+        OSError, MemoryError, torch.OutOfMemoryError: It could not be read, and may be whole.
     """
     file = work / STATE
     if not file.is_file():

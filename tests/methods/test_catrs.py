@@ -7,6 +7,7 @@ from tiny import SHAPE, SIGMA, B, K, agree, batch, each_logits, kl, network, nor
 from torch import nn
 
 from crt.errors import UserError
+from crt.methods.base import Teacher
 from crt.methods.catrs import attack_noise, catrs, divergences, vote
 
 M, STEPS, EPSILON, LBD, VOTES, VOTE_SIGMA = 3, 3, 0.8, 2.0, 7, 0.4
@@ -67,9 +68,8 @@ def literal(teacher=None, mean_of=max):
 def method(teacher=None, **changes):
     settings = {"num_noise": M, "steps": STEPS, "epsilon": EPSILON, "lbd": LBD, "num_votes": VOTES}
     source = "self" if teacher is None else "teacher"
-    return catrs(
-        **{**settings, "votes_from": source, "vote_sigma": VOTE_SIGMA, "teacher": teacher, **changes}
-    )
+    taught = None if teacher is None else Teacher(teacher)
+    return catrs(**{**settings, "votes_from": source, "vote_sigma": VOTE_SIGMA, "teacher": taught, **changes})
 
 
 def test_value_and_gradient_with_its_own_votes():

@@ -6,7 +6,7 @@ import torch
 from tiny import SIGMA, B, agree, batch, network, normal, seeded, softmax
 from torch import nn
 
-from crt.methods.base import Batch
+from crt.methods.base import Batch, Teacher
 from crt.methods.crt import crt
 
 
@@ -27,7 +27,7 @@ DATA = Batch(torch.zeros(2, 1, 2, 2), torch.tensor([0, 1]), 0.0)
 def test_the_transfer_loss_by_hand():
     """Differences (3, 4) and (0, 0): norms 5 and 0, mean 2.5. Each image's gradient has norm 1/B, or is 0 at no gap."""
     student, teacher = Given([[4.0, 4.0], [1.0, 2.0]]), Given([[1.0, 0.0], [1.0, 2.0]])
-    loss = crt(teacher=teacher, alpha=1.0)(student, DATA, SIGMA, seeded())
+    loss = crt(teacher=Teacher(teacher), alpha=1.0)(student, DATA, SIGMA, seeded())
     assert loss.total.item() == 2.5
     assert loss.parts["transfer"].item() == 2.5
     loss.total.backward()
@@ -39,7 +39,7 @@ def test_the_mix_with_cross_entropy_by_hand():
     """Both images: CE of logits (0, ln 3) is ln 4 for class 0 and ln(4/3) for class 1; the gap has norm 2."""
     student = Given([[0.0, math.log(3)], [0.0, math.log(3)]])
     teacher = Given([[2.0, math.log(3)], [0.0, math.log(3) + 2]])
-    loss = crt(teacher=teacher, alpha=0.75)(student, DATA, SIGMA, seeded())
+    loss = crt(teacher=Teacher(teacher), alpha=0.75)(student, DATA, SIGMA, seeded())
     label_loss = (math.log(4) + math.log(4 / 3)) / 2
     assert loss.total.item() == pytest.approx(0.75 * 2 + 0.25 * label_loss)
     assert loss.parts["cross_entropy"].item() == pytest.approx(label_loss)
@@ -59,19 +59,19 @@ def test_equals_the_formula_with_the_same_noise_for_both(alpha):
             total = total + alpha * ((z - t) ** 2).sum().sqrt() - (1 - alpha) * softmax(z)[y].log()
         return total / B
 
-    agree(crt(teacher=teacher, alpha=alpha), literal)
+    agree(crt(teacher=Teacher(teacher), alpha=alpha), literal)
 
 
 def test_labels_are_not_used_at_alpha_1():
     teacher, data = network(5), batch()
     other = Batch(data.images, (data.labels + 1) % 4, data.epoch)
-    method = crt(teacher=teacher, alpha=1.0)
+    method = crt(teacher=Teacher(teacher), alpha=1.0)
     assert method(network(), data, SIGMA, seeded()).total == method(network(), other, SIGMA, seeded()).total
 
 
 def test_an_infinite_label_loss_does_not_reach_the_transfer_loss():
     student, teacher = Given([[3.4e38, -3.4e38]] * 2), Given([[3.4e38, -3.4e38]] * 2)
-    loss = crt(teacher=teacher, alpha=1.0)(student, DATA, SIGMA, seeded())
+    loss = crt(teacher=Teacher(teacher), alpha=1.0)(student, DATA, SIGMA, seeded())
     assert loss.parts["cross_entropy"].isinf()
     assert loss.total == 0
 
@@ -79,7 +79,7 @@ def test_an_infinite_label_loss_does_not_reach_the_transfer_loss():
 def test_the_teacher_stays_as_it_was():
     teacher = network(5).train()
     before = copy.deepcopy(teacher.state_dict())
-    method = crt(teacher=teacher, alpha=1.0)
+    method = crt(teacher=Teacher(teacher), alpha=1.0)
     student = network()
     for _ in range(3):
         method(student, batch(), SIGMA, seeded()).total.backward()

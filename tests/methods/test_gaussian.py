@@ -1,15 +1,19 @@
 """Gaussian augmentation, and the rules for noise and labels that all methods share."""
 
+import inspect
 import math
+import pkgutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from tiny import SIGMA, agree, batch, network, normal, seeded, softmax
 from torch import nn
 
+import crt.methods
 from crt.errors import UserError
-from crt.methods import build_method, needs_labels, takes_teacher
-from crt.methods.base import Batch, standard_normal_like
+from crt.methods.base import Batch, Teacher, find_method, standard_normal_like
 from crt.methods.gaussian import gaussian
 from crt.methods.shared.terms import accuracy, cross_entropy
 
@@ -46,7 +50,7 @@ def test_equals_the_formula():
 @pytest.mark.parametrize("name", SETTINGS)
 def test_noise_is_fresh_has_sigma_and_is_not_clipped(name):
     spy = Spy(network())
-    method = build_method(name, SETTINGS[name], network(1) if takes_teacher(name) else None)
+    method = find_method(name).build(SETTINGS[name], Teacher(network(1)))
     data = Batch(torch.rand(400, 2, 3, 3).double(), torch.zeros(400, dtype=torch.int64), 0.0)
     generator = seeded()
     for _ in range(2):
@@ -84,9 +88,7 @@ def test_the_same_seed_gives_the_same_noise(name):
     seen = []
     for _ in range(2):
         spy = Spy(network())
-        build_method(name, SETTINGS[name], network(1) if takes_teacher(name) else None)(
-            spy, batch(), SIGMA, seeded(11)
-        )
+        find_method(name).build(SETTINGS[name], Teacher(network(1)))(spy, batch(), SIGMA, seeded(11))
         seen.append(spy.inputs[0])
     assert torch.equal(*seen)
 
@@ -106,7 +108,7 @@ def test_a_batch_without_any_label_gives_a_finite_loss_and_gradient(name):
     model = network()
     data = batch()
     unlabelled = Batch(data.images, torch.full_like(data.labels, -1), 0.0)
-    method = build_method(name, SETTINGS[name], network(1) if takes_teacher(name) else None)
+    method = find_method(name).build(SETTINGS[name], Teacher(network(1)))
     loss = method(model, unlabelled, SIGMA, seeded())
     loss.total.backward()
     assert loss.total.isfinite()
@@ -118,11 +120,42 @@ def test_a_batch_without_any_label_gives_a_finite_loss_and_gradient(name):
 
 
 def test_methods_by_name():
-    assert needs_labels("gaussian")
-    assert not needs_labels("crt")
-    assert takes_teacher("crt")
-    assert not takes_teacher("consistency")
-    with pytest.raises(UserError, match=r"magic.*choose one of"):
-        build_method("magic", {}, None)
+    assert find_method("gaussian").needs_labels
+    assert not find_method("crt").needs_labels
+    assert [find_method(name).teacher for name in ("crt", "catrs", "consistency")] == [
+        "logits",
+        "network",
+        None,
+    ]
+    for unknown in ("magic", "base", "shared"):
+        with pytest.raises(UserError, match=rf"{unknown}.*choose one of catrs, .*, smoothmix$"):
+            find_method(unknown)
     with pytest.raises(UserError, match="needs a teacher"):
-        build_method("crt", {"alpha": 1.0}, None)
+        find_method("crt").build({"alpha": 1.0})
+
+
+@pytest.mark.parametrize("name", ["gaussian", "catrs", "crt"])
+def test_a_methods_file_alone_is_imported(name):
+    """What a training computes does not depend on the other methods, so a change of them must not re-run it."""
+    code = (
+        "import sys; from crt.training import fit; from crt.methods.base import find_method; "
+        f"find_method({name!r}); "
+        "print(*sorted(m for m in sys.modules if m.startswith('crt.methods.') or m == 'crt.bank'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    shared = {
+        "crt.methods.base",
+        "crt.methods.shared",
+        "crt.methods.shared.attacks",
+        "crt.methods.shared.terms",
+    }
+    assert set(done.stdout.split()) - shared == {f"crt.methods.{name}"}
+
+
+def test_every_method_says_what_it_needs():
+    names = [module.name for module in pkgutil.iter_modules(crt.methods.__path__) if not module.ispkg]
+    for name in set(names) - {"base"}:
+        kind = find_method(name)
+        takes = "teacher" in inspect.signature(kind.factory).parameters
+        assert (kind.teacher is not None) == takes, name
+        assert kind.needs_labels in (True, False)

@@ -5,8 +5,7 @@ import torch
 from lightning_fabric import Fabric
 from tiny import SIGMA, batch, network, seeded
 
-from crt.methods import build_method
-from crt.methods.base import Batch
+from crt.methods.base import Batch, find_method
 
 ATTACK = {"epsilon": 0.3, "steps": 2, "num_noise": 3, "warmup_epochs": 0}
 SETTINGS = {
@@ -37,7 +36,7 @@ def test_every_parameter_gets_the_gradient_of_full_precision_up_to_rounding(name
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
     data = batch(size=4)
     data = Batch(data.images.float(), data.labels, data.epoch)
-    method = build_method(name, SETTINGS[name], None)
+    method = find_method(name).build(SETTINGS[name])
 
     full = network().float()
     method(full, data, SIGMA, seeded()).total.backward()

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepared_drops import store_of
 
+from crt.data.statistics import mean_and_std
 from crt.data.store import Store
 from crt.errors import UserError
-from crt.training.batches import Batches, derive_seed, mean_and_std
+from crt.training.batches import Batches
+from crt.training.seeds import derive_seed
 
 CPU = torch.device("cpu")
 
@@ -39,14 +41,15 @@ def batches(stores, batch_size, seed=0, crop_padding=0, flip=False, **more) -> B
 
 
 def labels_of(loader: Batches, epoch: int) -> list[int]:
-    return [int(label) for _, labels in loader.epoch(epoch) for label in labels]
+    return [int(label) for batch in loader.epoch(epoch) for label in batch.labels]
 
 
 @pytest.mark.parametrize("resident", [True, False])
 def test_every_image_comes_once_with_its_label(tmp_path, resident):
     stores = [store(tmp_path, 7), store(tmp_path, 5, first=7)]
     seen = []
-    for images, labels in batches(stores, 4, resident=resident).epoch(0):
+    for batch in batches(stores, 4, resident=resident).epoch(0):
+        images, labels = batch.images, batch.labels
         assert images.shape == (4, 1, 4, 4)
         assert images.dtype == torch.float32
         assert labels.dtype == torch.int64
@@ -110,8 +113,8 @@ def test_each_image_is_a_crop_of_the_padded_one_perhaps_mirrored(
     drop = store_of(images, np.arange(6))
     loader = batches([drop], 3, crop_padding=padding, flip=flip, resident=resident)
     padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    for batch, labels in loader.epoch(epoch):
-        for image, label in zip(batch, labels, strict=True):
+    for batch in loader.epoch(epoch):
+        for image, label in zip(batch.images, batch.labels, strict=True):
             pixels = (image.permute(1, 2, 0) * 255).round().numpy().astype(np.uint8)
             views = [
                 padded[label, y : y + size, x : x + size]
@@ -128,8 +131,8 @@ def test_crops_and_flips_are_uniform(tmp_path):
     corners: dict[tuple[int, int] | None, int] = {}
     loader = batches([drop], 100, crop_padding=1, flip=True)
     for epoch in range(60):
-        for images, _ in loader.epoch(epoch):
-            for image in images:
+        for batch in loader.epoch(epoch):
+            for image in batch.images:
                 where = (image[0] == 1).nonzero()
                 key = tuple(where[0].tolist()) if len(where) else None
                 corners[key] = corners.get(key, 0) + 1
@@ -167,10 +170,10 @@ def test_memory_mapped_and_resident_images_give_the_same_batches(tmp_path):
     one, other = (
         list(batches(stores, 8, crop_padding=2, flip=True, resident=r).epoch(5)) for r in (True, False)
     )
-    for (images, labels), (images_too, labels_too) in zip(one, other, strict=True):
-        assert torch.equal(images, images_too)
-        assert torch.equal(labels, labels_too)
-        assert images.is_contiguous(memory_format=torch.channels_last)
+    for batch, same in zip(one, other, strict=True):
+        assert torch.equal(batch.images, same.images)
+        assert torch.equal(batch.labels, same.labels)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_an_epoch_that_is_left_early_leaves_no_thread(tmp_path):
@@ -197,9 +200,9 @@ def test_memory_does_not_grow_with_a_sparse_file_larger_than_memory(tmp_path):
     images[7] = 9
     drop = store_of(images, np.arange(count))
     loader = batches([drop], 4)
-    (images_now, labels) = next(loader.epoch(0))
-    assert images_now.shape == (4, 3, 256, 256)
-    assert labels.max() < count
+    batch = next(loader.epoch(0))
+    assert batch.images.shape == (4, 3, 256, 256)
+    assert batch.labels.max() < count
 
 
 def test_mean_and_std_are_exact_over_all_drops(tmp_path):
@@ -234,10 +237,6 @@ def test_seeds_differ_by_purpose_epoch_and_seed():
 LARGE = """
 import resource, sys
 from pathlib import Path
-import os
-import subprocess
-import sys
-
 import numpy as np
 import torch
 from crt.training.batches import Batches
@@ -248,9 +247,9 @@ images = np.load(sys.argv[1], mmap_mode="r")
 spec = ImageSpec(("0",), images.shape[1], 3)
 store = Store(Path("large"), images, np.zeros(len(images), np.int64), spec, "f", np.zeros(len(images), bool))
 loader = Batches([store], 64, crop_padding=0, crop_area=0.5, flip=True, seed=0, device=torch.device("cpu"))
-for step, (batch, labels) in enumerate(loader.epoch(0)):
-    assert batch.shape == (64, 3, 224, 224)
-    assert (batch == 0).all()
+for step, batch in enumerate(loader.epoch(0)):
+    assert batch.images.shape == (64, 3, 224, 224)
+    assert (batch.images == 0).all()
     if step == 4:
         break
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)

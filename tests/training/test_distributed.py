@@ -72,9 +72,9 @@ def test_the_parts_of_all_processes_are_the_batches_of_one():
     whole = list(batches(8).epoch(2))
     parts = [list(batches(8, rank=rank, world_size=2).epoch(2)) for rank in range(2)]
     assert len(whole) == len(parts[0]) == len(parts[1])
-    for (images, labels), *halves in zip(whole, *parts, strict=True):
-        assert torch.equal(torch.cat([half[0] for half in halves]), images)
-        assert torch.equal(torch.cat([half[1] for half in halves]), labels)
+    for batch, *halves in zip(whole, *parts, strict=True):
+        for what in ("images", "labels", "rows"):
+            assert torch.equal(torch.cat([getattr(half, what) for half in halves]), getattr(batch, what))
 
 
 def test_batches_that_cannot_be_shared_are_refused():

@@ -2,7 +2,10 @@
 
 import csv
 import hashlib
+import importlib.util
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,13 @@ from prepared_drops import spec_of, write_prepared
 
 from crt.config import Config
 from crt.errors import UserError
+from crt.files import same_tree
 from crt.models.checkpoint import load_model, model_fingerprint
 from crt.project import Project
 from crt.spec import ImageSpec
-from crt.training.fit import Files, fit, frozen_teacher
-from crt.training.numerics import precision_of
+from crt.training import fit as fit_module
+from crt.training import loop
+from crt.training.fit import Files, fit, frozen_teacher, student_job, teacher_job
 
 ROOT = Path(__file__).resolve().parents[2]
 NET = ["arch=resnet18", "arch_args={layers: [1,1,1,1], channels: [8,8,8,8]}", "epochs=2", "batch_size=16"]
@@ -39,17 +44,11 @@ class Place:
     drops: list[Path]
 
     def files(self, name: str) -> Files:
-        return Files(
-            self.root / "models" / name,
-            self.root / "results" / name / "training.tsv",
-            self.root / "results" / f"{name}.json",
-            self.root / ".work" / name,
-        )
+        return Files.of(name, self.root / ".work" / name, self.root)
 
     def teacher(self, *overrides: str, name: str = "teacher") -> Path:
-        config = parameters(*overrides)
         files = self.files(name)
-        fit("teacher", config, config.teacher, config.teacher.method, self.drops[:1], None, files)
+        fit(teacher_job(parameters(*overrides), self.drops[0]), files)
         return files.model
 
     def student(
@@ -59,11 +58,12 @@ class Place:
         name: str = "student",
         drops=None,
         init: Path | None = None,
+        banks: list[Path] | None = None,
+        **how: float,
     ) -> Path:
-        config = parameters(*overrides)
         files = self.files(name)
         drops = self.drops if drops is None else drops
-        fit("student", config, config.student, config.method, drops, teacher, files, init)
+        fit(student_job(parameters(*overrides), drops, teacher, init, banks), files, **how)
         return files.model
 
     def results(self, name: str) -> dict[str, Any]:
@@ -96,18 +96,18 @@ def test_a_teacher(place, teacher):
     assert info.arch == "resnet18"
     assert info.method == "consistency"
     assert info.teacher_fingerprint is None
-    assert (info.sigma, info.resize, info.seed) == (0.25, "none", 0)
+    assert (info.sigma, info.seed) == (0.25, 0)
     assert info.spec == ImageSpec.numbered(10, 8, 1)
     pixels = np.load(place.drops[0] / "images.npy") / 255
     np.testing.assert_allclose(info.mean, pixels.mean(), rtol=1e-12)
     np.testing.assert_allclose(model.normalize.std.numpy(), pixels.std(), rtol=1e-6)
     assert model.network.bn1.num_batches_tracked == 2 * 2
     results = place.results("teacher")
-    assert {"loss", "cross_entropy", "noisy_accuracy", "train_seconds", "images_per_second"} <= set(results)
+    assert {"loss", "cross_entropy", "noisy_accuracy"} <= set(results)
     assert results["epochs"] == 2
-    assert results["precision"] == precision_of(parameters().runtime, True, torch.device("cpu"))
+    assert results["precision"] == "float32", "a network this small gains nothing from bfloat16"
     assert results["parameters"] == sum(p.numel() for p in model.parameters())
-    assert not place.files("teacher").work.exists()
+    assert not any(place.files("teacher").work.iterdir())
 
 
 def test_a_student_of_all_drops(place, teacher):
@@ -131,36 +131,81 @@ def weights(folder: Path) -> bytes:
 
 
 def test_the_same_seed_gives_the_same_bytes(place, teacher):
+    """Of the model folder, the log and the results: no time of day, no seconds."""
     before = weights(teacher)
-    one = weights(place.student(teacher=teacher, name="one"))
-    assert weights(place.student(teacher=teacher, name="two")) == one
-    assert weights(place.student("seed=1", teacher=teacher, name="three")) != one
+    one, two = (place.student(teacher=teacher, name=name) for name in ("one", "two"))
+    assert same_tree(one, two)
+    results = place.root / "results"
+    for file in ("{}.json", "{}/training.tsv"):
+        assert (results / file.format("one")).read_bytes() == (results / file.format("two")).read_bytes()
+    assert weights(place.student("seed=1", teacher=teacher, name="three")) != weights(one)
     assert weights(teacher) == before
 
 
-def interrupt_after_an_epoch(monkeypatch):
-    """A kill right after the first checkpoint, which is written at the first epoch's end."""
-    import crt.training.loop as loop
+def test_times_stand_apart(place, teacher):
+    times = json.loads((place.root / "times/teacher.json").read_text())
+    assert times["seconds"] > 0
+    assert times["images_per_second"] == pytest.approx(2 * 32 / times["seconds"])
+    assert times["device"] == "cpu"
 
+
+class Killed(Exception):
+    """A kill that a test can aim."""
+
+
+def killed_after_an_epoch(place: Place, monkeypatch, *overrides: str, **training) -> None:
+    """Killed right after the first checkpoint, which is written at the first epoch's end."""
     original = loop.save_state
 
     def die(work, state):
         original(work, state)
-        raise KeyboardInterrupt
+        raise Killed
 
-    monkeypatch.setattr(loop.train, "__kwdefaults__", {"checkpoint_seconds": 0.0})
-    monkeypatch.setattr(loop, "save_state", die)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_state", die)
+        with pytest.raises(Killed):
+            place.student(*overrides, **training, checkpoint_seconds=0)
 
 
-def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes(place, teacher, monkeypatch):
-    whole = weights(place.student(teacher=teacher, name="whole"))
-    interrupt_after_an_epoch(monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        place.student(teacher=teacher, name="resumed")
+def test_a_run_continues_from_its_checkpoint_to_the_same_bytes(place, teacher, monkeypatch):
+    whole = place.student(teacher=teacher, name="whole")
+    killed_after_an_epoch(place, monkeypatch, teacher=teacher, name="resumed")
     assert not place.files("resumed").model.exists()
-    assert place.files("resumed").work.exists()
-    assert weights(place.student(teacher=teacher, name="resumed")) == whole
-    assert not place.files("resumed").work.exists()
+    assert list(place.files("resumed").work.glob("student-*/state.pt"))
+    epochs = []
+    original = loop._Run.epoch
+    monkeypatch.setattr(loop._Run, "epoch", lambda run, *args: epochs.append(args[0]) or original(run, *args))
+    assert same_tree(place.student(teacher=teacher, name="resumed"), whole)
+    assert epochs == [1]
+    assert not any(place.files("resumed").work.iterdir())
+
+
+def test_a_checkpoint_of_other_settings_is_not_continued_and_said(place, teacher, monkeypatch, capsys):
+    killed_after_an_epoch(place, monkeypatch, teacher=teacher, name="left")
+    (left,) = place.files("left").work.glob("student-*")
+    capsys.readouterr()
+    model = place.student("seed=1", teacher=teacher, name="left")
+    said = [line for line in capsys.readouterr().err.splitlines() if str(left) in line]
+    assert len(said) == 1
+    assert "other settings, data or code" in said[0]
+    assert (left / "state.pt").is_file()
+    assert weights(model) == weights(place.student("seed=1", teacher=teacher, name="left-whole"))
+
+
+def test_the_key_of_resume_files_covers_the_code_that_training_imports(tmp_path):
+    """A checkpoint of other code is never continued; code that changes no value is no part of the key."""
+    code = "import sys, crt.training.fit, crt.methods.shared.attacks; print(*(m for m in sys.modules if m.startswith('crt')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = {importlib.util.find_spec(module).origin for module in done.stdout.split()}
+    neutral = {"__init__", "config", "errors", "files", "devices", "processes"}
+    missing = []
+    for file in imported:
+        path = Path(file).relative_to(ROOT / "crt")
+        listed = any(path.is_relative_to(part) for part in fit_module.CODE)
+        if Path(file).stat().st_size and not listed and path.as_posix() not in {f"{n}.py" for n in neutral}:
+            missing.append(path)
+    assert missing == []
+    assert all((ROOT / "crt" / part).exists() for part in fit_module.CODE)
 
 
 def test_direct_training_needs_no_teacher_and_names_none(place, teacher):
@@ -201,7 +246,7 @@ def test_a_teacher_for_another_sigma_is_refused(place, teacher):
 
 
 def test_a_missing_teacher(place, tmp_path):
-    with pytest.raises(UserError, match=r"models/teacher is missing: train the teacher first"):
+    with pytest.raises(UserError, match=r"models/teacher is missing: train or fetch the teacher first"):
         place.student(teacher=tmp_path / "models" / "teacher", name="other")
     with pytest.raises(UserError, match=r"needs a teacher"):
         place.student(teacher=None, name="other")
@@ -259,16 +304,13 @@ def test_a_warm_start_is_resumed_to_the_same_bytes(place, teacher, monkeypatch):
     release = place.student(teacher=teacher, name="release-2", drops=place.drops[:1])
     settings = ["student.init_epochs=3", "student.init_lr=0.01"]
     whole = weights(place.student(*settings, teacher=teacher, name="warm-whole", init=release))
-    interrupt_after_an_epoch(monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        place.student(*settings, teacher=teacher, name="warm-killed", init=release)
-    monkeypatch.undo()
+    killed_after_an_epoch(place, monkeypatch, *settings, teacher=teacher, name="warm-killed", init=release)
     assert weights(place.student(*settings, teacher=teacher, name="warm-killed", init=release)) == whole
 
 
 def test_a_release_of_another_architecture_is_no_start(place, teacher, capsys):
     release = place.student(teacher=teacher, name="release-3", drops=place.drops[:1])
-    other = ["student.arch_args={layers: [1,1,1,1], channels: [16,8,8,8]}"]
+    other = ["student.args_for=null", "student.arch_args={layers: [1,1,1,1], channels: [16,8,8,8]}"]
     cold = weights(place.student(*other, teacher=teacher, name="cold"))
     capsys.readouterr()
     folder = place.student(*other, teacher=teacher, name="cold-too", init=release)
@@ -281,5 +323,5 @@ def test_a_release_of_another_architecture_is_no_start(place, teacher, capsys):
 def test_a_release_of_other_classes_is_refused(place, teacher, tmp_path):
     fewer = [drop(tmp_path / "five", classes=5)]
     release = place.student("method=gaussian", name="release-5", drops=fewer)
-    with pytest.raises(UserError, match=r"has classes .* set student\.init to another release, or to null"):
+    with pytest.raises(UserError, match=r"classes.* start from another model, or from none"):
         place.student(teacher=teacher, init=release, name="refused")

@@ -7,7 +7,7 @@ from torch import nn
 from training_toy import batches, network, recipe, run
 
 from crt.errors import UserError
-from crt.methods.base import Batch, Loss
+from crt.methods.base import Batch, Loss, Teacher
 from crt.methods.crt import crt
 from crt.methods.gaussian import gaussian
 from crt.training.loop import _optimizer, _scheduler
@@ -36,7 +36,7 @@ def test_learns_the_toy(tmp_path):
 def test_equals_plain_pytorch(tmp_path):
     """The loop, written out: SGD with momentum, decay of matrices only, noise from the epoch's seed."""
     from crt.methods.base import add_noise
-    from crt.training.batches import derive_seed
+    from crt.training.seeds import derive_seed
 
     model = network()
     run(tmp_path / "work", model, epochs=3, warmup_epochs=0, scheduler="multistep", clip_grad=0.5)
@@ -50,10 +50,10 @@ def test_equals_plain_pytorch(tmp_path):
     for epoch in range(3):
         torch.manual_seed(derive_seed(3, "network", epoch))
         generator = torch.Generator().manual_seed(derive_seed(3, "noise", epoch))
-        for images, labels in batches().epoch(epoch):
+        for batch in batches().epoch(epoch):
             for group in optimizer.param_groups:
                 group["lr"] = 0.05 * 0.1 ** ((step >= 4.5) + (step >= 6.75))  # of 9 steps
-            loss = nn.functional.cross_entropy(other(add_noise(images, 0.25, generator)), labels)
+            loss = nn.functional.cross_entropy(other(add_noise(batch.images, 0.25, generator)), batch.labels)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(other.parameters(), 0.5)
@@ -66,18 +66,10 @@ def test_equals_plain_pytorch(tmp_path):
 def test_the_log_has_a_row_per_epoch_with_the_parts(tmp_path):
     progress = run(tmp_path / "work", epochs=3)
     rows = log(tmp_path)
-    assert list(rows[0]) == [
-        "epoch",
-        "lr",
-        "loss",
-        "cross_entropy",
-        "noisy_accuracy",
-        "images_per_second",
-    ]
+    assert list(rows[0]) == ["epoch", "lr", "loss", "cross_entropy", "noisy_accuracy"]
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     for row, kept in zip(rows, progress.rows, strict=True):
         assert float(row["loss"]) == pytest.approx(kept["loss"], rel=1e-5)
-        assert float(row["images_per_second"]) > 0
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -180,8 +172,8 @@ def test_a_run_that_goes_on_ends_with_the_same_weights_and_log(tmp_path, optimiz
         model = network()
     progress = run(tmp_path / "work", model, optimizer=optimizer)
     assert equal(state(model), state(through))
-    for row, expected in zip(progress.rows, whole.rows, strict=True):
-        assert {**row, "images_per_second": 0} == {**expected, "images_per_second": 0}
+    assert progress.rows == whole.rows
+    assert (tmp_path / "log.tsv").read_bytes() == (tmp_path / "through" / "log.tsv").read_bytes()
     assert progress.seconds > 0
 
 
@@ -200,7 +192,7 @@ def test_the_teacher_is_not_in_the_checkpoint_and_stays_as_it_was(tmp_path):
     teacher = network(7)
     before = state(teacher)
     student = network()
-    method = crt(teacher=teacher, alpha=1.0)
+    method = crt(teacher=Teacher(teacher), alpha=1.0)
 
     def stop(model, batch, sigma, generator):
         if batch.epoch >= 2:

@@ -13,7 +13,7 @@ from prepared_drops import spec_of, store_of
 from safetensors.torch import save_file
 from torch import nn
 
-from crt.config import Recipe, Runtime
+from crt.config import Recipe
 from crt.data.store import Store
 from crt.methods.base import Batch, Loss
 from crt.methods.gaussian import gaussian
@@ -35,7 +35,6 @@ RECIPE: dict[str, Any] = {
     "scheduler": "cosine",
     "warmup_epochs": 1,
     "clip_grad": 1.0,
-    "bfloat16_on_cpu": True,
 }
 
 
@@ -72,7 +71,6 @@ def run(work: Path, model: nn.Module | None = None, method: Any = None, **change
     """Train the toy; `work` gets the resume file and log.tsv beside it."""
     settings = recipe(**{key: changes.pop(key) for key in list(changes) if key in RECIPE})
     precision = changes.pop("precision", "float32")
-    runtime = Runtime(device="cpu", processes=1, precision=precision, compile=False, workers=0)
     return train(
         network() if model is None else model,
         method or gaussian(),
@@ -82,7 +80,7 @@ def run(work: Path, model: nn.Module | None = None, method: Any = None, **change
             "name": "student",
             "sigma": 0.25,
             "seed": 3,
-            "fabric": start_fabric(runtime, settings.bfloat16_on_cpu),
+            "fabric": start_fabric(torch.device("cpu"), precision),
             "compile_model": False,
             "work": work,
             "log": work.parent / "log.tsv",

@@ -23,7 +23,7 @@ EPSILON = 1e-8  # keeps a zero gradient a zero step where the formula says g / (
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """The network in evaluation mode and without gradients to parameters; all is as before afterwards.
 
-    Yields the bare network: a wrapper for several processes (`model.module`) would synchronise gradients that an
+    Yields the bare network: a wrapper for several processes (`model.module`) would synchronize gradients that an
     attack does not have, and Lightning Fabric's refuses `torch.autograd.grad` under mixed precision.
     """
     network: nn.Module = getattr(model, "module", model)
