@@ -39,6 +39,7 @@ def faults(what: str, **variables: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc, whose allocator this sets")
 def test_freed_memory_is_used_again_without_page_faults_unless_the_user_has_settings_of_their_own():
     left, kept, own = faults("leave"), faults("keep"), faults("keep", MALLOC_TRIM_THRESHOLD_="131072")

@@ -74,6 +74,7 @@ def test_prepared_drop_keeps_its_contract(tmp_path):
     assert not list(tmp_path.glob("*.partial*"))
 
 
+@pytest.mark.slow
 def test_same_bytes_again_and_with_other_numbers_of_processes(tmp_path):
     source = class_folders(tmp_path / "raw", per_class=200)  # enough for processes to be started
     for out, workers in (("a", 1), ("b", 2), ("c", 3)):
@@ -398,6 +399,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_nothing_half_written(tmp_path):
     (tmp_path / "raw").mkdir()
     write_npz(tmp_path / "raw" / "a.npz", images=np.zeros((20_000, 64, 64), np.uint8))
@@ -415,6 +417,7 @@ def test_a_kill_leaves_nothing_half_written(tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     """75 MB of pixels more may cost only their names and hashes."""
     peaks = []

@@ -18,6 +18,8 @@ from crt.data.store import open_store, open_validation
 
 ROOT = Path(__file__).resolve().parents[2]
 
+pytestmark = pytest.mark.slow  # each test starts the script
+
 
 @pytest.fixture
 def project(tmp_path):

@@ -121,6 +121,7 @@ def test_coverage_of_the_score_interval_is_close_to_nominal(gain, loss):
     assert 0.93 <= covered <= 0.9999
 
 
+@pytest.mark.slow
 def test_the_bootstrap_interval_covers_the_mean():
     rng = np.random.default_rng(1)
     hits = 0

@@ -79,6 +79,7 @@ def test_depths_by_name():
         build_model("cifar_resnet20", ImageSpec.numbered(10, 32, 3), {"width": 2})
 
 
+@pytest.mark.slow
 def test_needs_no_timm():
     code = (
         "import sys, crt.models.checkpoint; "

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from results_folder import DROPS, make_results
 
 ROOT = Path(__file__).parents[2]
@@ -16,6 +17,7 @@ def run_stage(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_gate_and_report_stages(tmp_path):
     make_results(tmp_path)
     text = (ROOT / "params.yaml").read_text()
