@@ -7,7 +7,6 @@ runs the teacher.
 
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from crt.config import Augment, Config
 from crt.data.store import Store, open_store
 from crt.devices import choose_device
 from crt.errors import UserError
-from crt.files import partial, replacing, write_json
+from crt.files import replacing, replacing_file, write_json
 from crt.methods.base import Batch, Teacher
 from crt.models.checkpoint import model_fingerprint
 from crt.training.augment import Moves, augment, draw
@@ -272,10 +271,8 @@ def write_bank(
                 with torch.inference_mode():
                     logits[rows.numpy()] = network(view.noised(rows, sigma, device)).float().cpu().numpy()
                 bar.update()
-            aside = partial(paths[number])
-            with aside.open("wb") as file:
+            with replacing_file(paths[number]) as aside, aside.open("wb") as file:
                 np.save(file, logits)
-            os.replace(aside, paths[number])
     with replacing(folder) as aside:
         for path in paths:
             shutil.move(path, aside / path.name)

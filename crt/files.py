@@ -1,4 +1,4 @@
-"""Writes that a kill leaves undone, never half done."""
+"""Writes that a kill leaves undone, never half done: aside, then renamed."""
 
 import filecmp
 import json
@@ -10,18 +10,13 @@ from pathlib import Path
 from typing import Any
 
 
-def partial(path: Path) -> Path:
-    """Where `path` is written before it is complete: beside it, under a name that git and DVC ignore."""
-    return path.with_name(path.name + ".partial")
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """An empty folder for writing `path` aside. It becomes `path` at the end, or goes away on an error.
+    """An empty folder for writing the folder `path` aside. It becomes `path` at the end, or goes away on an error.
 
     A kill leaves `path` as it was, or, between the two renames, none: then running again writes it.
     """
-    aside, old = partial(path), path.with_name(path.name + ".partial-old")
+    aside, old = _aside(path), path.with_name(path.name + ".partial-old")
     for leftover in (aside, old):
         if leftover.exists():
             shutil.rmtree(leftover)
@@ -38,12 +33,32 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(old)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file, UTF-8 with \\n line ends, in one step."""
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Where to write the file `path` aside. It becomes `path` at the end, or goes away on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = partial(path)
-    aside.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(aside, path)
+    aside = _aside(path)
+    try:
+        yield aside
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, UTF-8 with \\n line ends."""
+    with replacing_file(path) as aside:
+        aside.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON.
+
+    Raises:
+        ValueError: A number is NaN or infinite.
+    """
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def same_tree(one: Path, other: Path) -> bool:
@@ -54,6 +69,6 @@ def same_tree(one: Path, other: Path) -> bool:
     return all(filecmp.cmp(one / name, other / name, shallow=False) for name in files)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Indented JSON; NaN and infinity are errors."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+def _aside(path: Path) -> Path:
+    """Beside it, under a name that git and DVC ignore."""
+    return path.with_name(path.name + ".partial")

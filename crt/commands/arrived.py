@@ -8,7 +8,7 @@ import numpy as np
 
 from crt.data.store import Store, open_store, read_hashes
 from crt.datasets.drift import SIZE, Finding, Sample, class_drift, pixel_drift, value_drift
-from crt.drops.prepare import Row
+from crt.drops.prepare import DecodedImage
 from crt.errors import UserError
 from crt.spec import to_unit
 
@@ -25,7 +25,7 @@ class Arrived:
         self._sample = Sample()
         self._again = 0
 
-    def look(self, row: Row) -> None:
+    def look(self, row: DecodedImage) -> None:
         self._sample.add(row.pixels, row.label)
         self._again += row.sha256 in self._known
 

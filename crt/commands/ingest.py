@@ -16,7 +16,7 @@ from crt.config import Data
 from crt.data.store import read_hashes
 from crt.datasets.archives import is_archive, unpack
 from crt.drops.layout import first_ten, read_classes, walk_files
-from crt.drops.prepare import Row, check_drop, raw_hashes
+from crt.drops.prepare import DecodedImage, check_drop, raw_hashes
 from crt.errors import UserError
 from crt.files import replacing, same_tree
 from crt.project import Project
@@ -156,7 +156,7 @@ def _check(
     source: Path,
     classes: list[str],
     data: Data,
-    look: Callable[[Row], None],
+    look: Callable[[DecodedImage], None],
 ) -> dict[str, Any]:
     """The checks of the prepare stage, on the copy; errors name the source, which is what the user knows."""
     spec = ImageSpec(tuple(classes), data.image_size, data.channels, data.resize)

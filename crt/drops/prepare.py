@@ -34,7 +34,7 @@ _ROW_GROUP = 16384
 
 
 @dataclass(frozen=True)
-class Row:
+class DecodedImage:
     """One image on its way: `pixels` uint8 [H, W, C] in the network's format."""
 
     name: str
@@ -75,7 +75,7 @@ def prepare_drop(
     """
     drop = read_drop(source, spec.classes)
     with replacing(out) as aside, Writer(aside, drop.count, spec) as writer:
-        rows = _rows(drop, spec, validation, workers)
+        rows = _decoded_images(drop, spec, validation, workers)
         summary = _examine(drop, rows, spec, skip_unreadable, test_hashes, need_labels, consume=writer.add)
         writer.finish()
     return summary
@@ -90,11 +90,11 @@ def check_drop(
     test_hashes: Mapping[str, str] | None = None,
     workers: int = 0,
     need_labels: bool = False,
-    look: Callable[[Row], None] = lambda row: None,
+    look: Callable[[DecodedImage], None] = lambda row: None,
 ) -> dict[str, Any]:
     """All of `prepare_drop`'s checks, and its summary, without writing anything; `look` sees each sound image."""
     drop = read_drop(source, spec.classes)
-    rows = _rows(drop, spec, validation, workers)
+    rows = _decoded_images(drop, spec, validation, workers)
     return _examine(drop, rows, spec, skip_unreadable, test_hashes, need_labels, consume=look)
 
 
@@ -122,7 +122,7 @@ def raw_hashes(
     if prepared is not None and _is_current(prepared, drop, spec):
         return read_hashes(prepared / "index.parquet")
     hashes: dict[str, str] = {}
-    rows = _rows(drop, spec, 0.0, workers)
+    rows = _decoded_images(drop, spec, 0.0, workers)
     _examine(
         drop, rows, spec, skip_unreadable, None, False, lambda row: hashes.update({row.sha256: row.name})
     )
@@ -175,12 +175,12 @@ class _Findings:
 
 def _examine(
     drop: Drop,
-    rows: Iterable[Row | ImageError],
+    rows: Iterable[DecodedImage | ImageError],
     spec: ImageSpec,
     skip_unreadable: bool,
     test_hashes: Mapping[str, str] | None,
     need_labels: bool,
-    consume: Callable[[Row], None],
+    consume: Callable[[DecodedImage], None],
 ) -> dict[str, Any]:
     """Look at every image once, hand the sound ones to `consume` in order, and count."""
     counts = np.zeros(len(spec.classes) + 1, np.int64)  # the last one: unlabelled, label -1
@@ -233,7 +233,9 @@ def _by_class(spec: ImageSpec, counts: np.ndarray) -> dict[str, int]:
     return {name: int(count) for name, count in zip(spec.classes, counts, strict=True)}
 
 
-def _rows(drop: Drop, spec: ImageSpec, validation: float, workers: int) -> Iterator[Row | ImageError]:
+def _decoded_images(
+    drop: Drop, spec: ImageSpec, validation: float, workers: int
+) -> Iterator[DecodedImage | ImageError]:
     """Every image of the drop in order, or what is wrong with it."""
     chunk = max(1, min(256, _CHUNK_BYTES // (spec.size**2 * spec.channels)))
     yield from map_chunks(partial(decode_rows, spec=spec, validation=validation), drop.files, chunk, workers)
@@ -246,25 +248,27 @@ def _rows(drop: Drop, spec: ImageSpec, validation: float, workers: int) -> Itera
             except MisfitImageError as error:
                 yield error
                 continue
-            yield _row(name, int(archive.labels[index]), source, fitted, validation)
+            yield _decoded(name, int(archive.labels[index]), source, fitted, validation)
 
 
-def decode_rows(files: list[ImageFile], spec: ImageSpec, validation: float = 0.0) -> list[Row | ImageError]:
+def decode_rows(
+    files: list[ImageFile], spec: ImageSpec, validation: float = 0.0
+) -> list[DecodedImage | ImageError]:
     """Decode image files; an error stands in the place of its image."""
-    rows: list[Row | ImageError] = []
+    rows: list[DecodedImage | ImageError] = []
     for file in files:
         try:
             pixels = decode_image(file.path, spec)
         except ImageError as error:
             rows.append(type(error)(file.name, error.reason))
         else:
-            rows.append(_row(file.name, file.label, file.name, pixels, validation))
+            rows.append(_decoded(file.name, file.label, file.name, pixels, validation))
     return rows
 
 
-def _row(name: str, label: int, source: str, pixels: np.ndarray, validation: float) -> Row:
+def _decoded(name: str, label: int, source: str, pixels: np.ndarray, validation: float) -> DecodedImage:
     aside = label >= 0 and in_validation(pixels, validation)
-    return Row(name, label, source, pixels, pixel_hash(pixels), aside)
+    return DecodedImage(name, label, source, pixels, pixel_hash(pixels), aside)
 
 
 class Writer:
@@ -300,7 +304,7 @@ class Writer:
         for file in (self._images, self._labels, self._index):
             file.close()
 
-    def add(self, row: Row) -> None:
+    def add(self, row: DecodedImage) -> None:
         if self._count == (self._shard + 1) * self._per_shard:
             self._next_shard()
         self._images.write(row.pixels.tobytes())

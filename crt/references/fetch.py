@@ -1,7 +1,6 @@
 """Download one file over HTTP: checked against its SHA-256, complete or not there at all."""
 
 import hashlib
-import os
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,7 +11,7 @@ from tqdm import tqdm
 from urllib3.util import Retry
 
 from crt.errors import UserError
-from crt.files import partial
+from crt.files import replacing_file
 
 RETRIES = 4
 BACKOFF = 1.0  # seconds before the second retry; doubled for each further one
@@ -28,17 +27,19 @@ def download(url: str, target: Path, sha256: str) -> None:
         UserError: it cannot be reached or is refused, is a web page, breaks off, or has another hash.
     """
     check_scheme(url)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = partial(target)
     headers = {"Accept-Encoding": "identity"}
     try:
-        with _session() as session, session.get(url, stream=True, timeout=TIMEOUT, headers=headers) as answer:
+        with (
+            replacing_file(target) as aside,
+            _session() as session,
+            session.get(url, stream=True, timeout=TIMEOUT, headers=headers) as answer,
+        ):
             found = _receive(answer, url, aside)
-        if found != sha256:
-            raise UserError(
-                f"{url} has SHA-256 {found} instead of {sha256}: check the address and the hash; nothing of it is kept"
-            )
-        os.replace(aside, target)
+            if found != sha256:
+                raise UserError(
+                    f"{url} has SHA-256 {found} instead of {sha256}: check the address and the hash; "
+                    "nothing of it is kept"
+                )
     except (
         requests.TooManyRedirects,
         requests.exceptions.InvalidSchema,
@@ -47,8 +48,6 @@ def download(url: str, target: Path, sha256: str) -> None:
         raise UserError(f"{url} redirects to nowhere ({error}): give the direct address") from None
     except requests.RequestException as error:
         raise UserError(f"{url} could not be downloaded ({_reason(error)}): run again") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def sha256_of(file: Path) -> str:

@@ -4,12 +4,11 @@ A folder in our format is got as the two files that make it, by name: nothing el
 reaches this disk.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
 from crt.errors import UserError
-from crt.files import partial, replacing
+from crt.files import replacing, replacing_file
 
 FILES = ("model.json", "model.safetensors")
 
@@ -74,11 +73,9 @@ def get_url(url: str, root: Path, target: Path) -> None:
 
 def _copy(fs: Any, path: str, target: Path) -> None:
     """Copy a file, or the files of a model folder, to `target`, aside first."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     if not fs.isdir(path):
-        aside = partial(target)
-        _copy_file(fs, path, aside)
-        os.replace(aside, target)
+        with replacing_file(target) as aside:
+            _copy_file(fs, path, aside)
         return
     with replacing(target) as folder:
         for name in FILES:

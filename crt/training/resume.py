@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from crt.errors import UserError
-from crt.files import partial
+from crt.files import replacing_file
 from crt.processes import rank
 
 STATE = "state.pt"
@@ -53,13 +52,10 @@ def save_state(work: Path, state: dict[str, Any]) -> None:
     Raises:
         UserError: It cannot be written (a full disk); the state before stays intact.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    aside = partial(work / STATE)
     try:
-        torch.save(state, aside)
-        os.replace(aside, work / STATE)
+        with replacing_file(work / STATE) as aside:
+            torch.save(state, aside)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        aside.unlink(missing_ok=True)
         raise UserError(
             f"{work} cannot be written ({str(error).splitlines()[0]}): free disk space and run again, "
             "the last checkpoint is intact"

@@ -7,7 +7,7 @@ import numpy as np
 
 from crt.data.store import Store
 from crt.drops.images import pixel_hash
-from crt.drops.prepare import Row, Writer
+from crt.drops.prepare import DecodedImage, Writer
 from crt.files import replacing
 from crt.spec import ImageSpec
 
@@ -43,6 +43,6 @@ def write_prepared(
     with replacing(folder) as aside, Writer(aside, len(images), spec or spec_of(images)) as writer:
         for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
             name = f"{number}.png"
-            writer.add(Row(name, int(label), name, pixels, pixel_hash(pixels), number in validation))
+            writer.add(DecodedImage(name, int(label), name, pixels, pixel_hash(pixels), number in validation))
         writer.finish()
     return folder
