@@ -26,7 +26,7 @@ SHORT_RADII = 4  # radii that have a metric of their own
 class MetricFiles:
     """Where the metrics of one classifier are written."""
 
-    metrics: Path  # the few that DVC compares (JSON)
+    metrics: Path  # the few that runs are compared by (JSON)
     details: Path  # all of them (JSON)
     curve: Path  # CSV
     ecdf: Path  # CSV
@@ -49,7 +49,7 @@ def write_metrics(tsv: Path, role: str, files: MetricFiles) -> None:
 
 
 def short_metrics(role: str, details: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics under short names, each of which occurs for one role only (columns of `dvc exp show`).
+    """The metrics under short names, each of which occurs for one role only (columns of a table of runs).
 
     For the student: acr, smoothed_acc and cert_<radius>, the certified accuracy at the first four positive radii. For the
     others: their ACR.
@@ -67,7 +67,7 @@ def short_metrics(role: str, details: Mapping[str, Any]) -> dict[str, float]:
 def compute_metrics(certificates: Certificates) -> dict[str, Any]:
     """The metrics of one classifier. Shares are of all images, abstentions and errors included.
 
-    `interval`: exact 95 % confidence intervals, for the finite test set (lists, which DVC's tables leave out).
+    `interval`: exact 95 % confidence intervals, for the finite test set (lists).
     `certified_accuracy_lower_bound`: what holds of these very images with probability 0.999, over the failures that alpha
     permits.
     """

@@ -1,6 +1,6 @@
 """Get a model from another place that DVC knows: an artifact of a repository by its version, or a remote's URL.
 
-A folder in our format is got as the two files that make it, by name: nothing else in it, and no name from there,
+A folder in our format is fetched as the two files that make it, by name: nothing else in it, and no name from there,
 reaches this disk.
 """
 
@@ -41,7 +41,7 @@ def get_artifact(repo: str, artifact: str, version: str | None, target: Path) ->
         raise
     except Exception as error:  # each storage raises its own library's errors
         raise UserError(
-            f"{name} at {version} cannot be got ({_line(error)}): check that its data is pushed and that you may read it"
+            f"{name} at {version} cannot be fetched ({_line(error)}): check that its data is pushed and that you may read it"
         ) from error
 
 
@@ -67,7 +67,7 @@ def get_url(url: str, root: Path, target: Path) -> None:
         raise
     except Exception as error:  # each storage raises its own library's errors
         raise UserError(
-            f"{url} cannot be got ({_line(error)}): check the address and that you may read it"
+            f"{url} cannot be fetched ({_line(error)}): check the address and that you may read it"
         ) from error
 
 

@@ -53,7 +53,7 @@ def adopt(
 
     Raises:
         UserError: it cannot be had, is no classifier of these images, something must be given that the file does not
-            tell, or it is of no use at `config.sigma`; the likely cause is named.
+            tell, or it cannot be used at `config.sigma`; the likely cause is named.
     """
     refs = [teacher.ref] if teacher.ref is not None else teacher.refs  # one is given: see FetchedTeacher
     store = open_store(drop)
@@ -139,7 +139,7 @@ def _one(
         )
     wrong = cause(model, probe, config.sigma, store.spec.classes, value, other_normalizations)
     if wrong is not None:
-        raise UserError(f"the teacher {ref.text} is of no use here: {wrong}")
+        raise UserError(f"the teacher {ref.text} cannot be used here: {wrong}")
     return model, info, facts
 
 

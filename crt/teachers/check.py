@@ -105,6 +105,6 @@ def cause(
             )
     return (
         f"{bad}, near chance ({1 / len(classes):.1%}), and neither another normalization nor another class order nor less "
-        "noise mends it: check that it is a classifier of these images, and teacher.arch_args (small_images: true for "
+        "noise helps: check that it is a classifier of these images, and teacher.arch_args (small_images: true for "
         "networks that this project built)"
     )

@@ -102,7 +102,7 @@ def _alike(one: Candidate, other: Candidate) -> bool:
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass where its rest is of no use."""
+    """Ends a forward pass where its rest is not needed."""
 
 
 def _first_batchnorm(network: nn.Module, image: Tensor) -> _BatchNorm | None:

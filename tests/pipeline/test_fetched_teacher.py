@@ -166,7 +166,7 @@ class TestSsh:
         assert not [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
 
     def test_a_server_that_is_not_there(self, ssh, tmp_path):
-        with pytest.raises(UserError, match=r"cannot be got \(.*(refused|Connect call failed)"):
+        with pytest.raises(UserError, match=r"cannot be fetched \(.*(refused|Connect call failed)"):
             locate(parse("dvc:ssh://127.0.0.1:1/teacher", "0" * 64), tmp_path, tmp_path / "work")
 
 
