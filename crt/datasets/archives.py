@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from crt.drops.layout import is_junk
+from crt.drops.layout import check_encoding, compose, is_data, is_junk
 from crt.errors import UserError
 
 # Images are compressed already: a delivery may unpack to 1 GiB, or else to 100 times its size.
@@ -33,7 +33,7 @@ def is_archive(path: Path) -> bool:
 
 
 def unpack(archive: Path, folder: Path, classes: Collection[str]) -> None:
-    """Unpack an archive's files into a folder. One folder around everything is left out, unless it is a class.
+    """Unpack an archive's files into a folder. One folder around all images is left out, unless it is a class.
 
     Raises:
         UserError: a damaged archive, a path that leads out of the folder, a link, or far more data than an archive
@@ -56,12 +56,10 @@ def unpack(archive: Path, folder: Path, classes: Collection[str]) -> None:
                     f"{archive} would unpack to {size} bytes, more than {_RATIO} times its size: "
                     "if that is right, unpack it yourself and ingest the folder"
                 )
-            tops = {member.path.parts[0] for member in members}
-            wrapped = (
-                len(tops) == 1 and not tops & set(classes) and all(len(m.path.parts) > 1 for m in members)
-            )
+            around = _folder_around([member.path for member in members], classes)
             for member in members:
-                target = folder.joinpath(*member.path.parts[1 if wrapped else 0 :])
+                inside = around is not None and member.path.parts[0] == around
+                target = folder.joinpath(*member.path.parts[1 if inside else 0 :])
                 target.parent.mkdir(parents=True, exist_ok=True)
                 content = member.open()
                 assert content is not None  # it is a file
@@ -75,13 +73,25 @@ def unpack(archive: Path, folder: Path, classes: Collection[str]) -> None:
         ) from None
 
 
+def _folder_around(files: list[PurePosixPath], classes: Collection[str]) -> str | None:
+    """The one folder in which all lies, but for files beside it that are no data, such as a README."""
+    tops = {file.parts[0] for file in files if len(file.parts) > 1}
+    beside = any(len(file.parts) == 1 and is_data(file.name) for file in files)
+    known = {compose(name) for name in classes}
+    return (
+        tops.pop() if len(tops) == 1 and not beside and not {compose(top) for top in tops} & known else None
+    )
+
+
 def _zip_members(archive: Path, file: zipfile.ZipFile) -> list[_Member]:
     members = []
     for info in file.infolist():
         if stat.S_ISLNK(info.external_attr >> 16):
             raise UserError(f"{archive} holds the link {info.filename!r}: pack the file itself")
-        path = _safe_path(archive, info.filename)
-        if not info.is_dir():
+        # Old programs on Windows write backslashes, which the format forbids, as separators.
+        name = info.filename.replace("\\", "/")
+        path = _safe_path(archive, name)
+        if not name.endswith("/"):
             members.append(_Member(path, info.file_size, partial(file.open, info)))
     return members
 
@@ -98,9 +108,12 @@ def _tar_members(archive: Path, file: tarfile.TarFile) -> list[_Member]:
 
 
 def _safe_path(archive: Path, name: str) -> PurePosixPath:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name.split("/")[0]:
+    path, parts = PurePosixPath(name), name.replace("\\", "/").split("/")
+    if path.is_absolute() or ".." in parts or ":" in parts[0]:
         raise UserError(
             f"{archive} holds {name!r}, which leads out of the drop's folder: pack it with plain paths"
         )
+    if "\\" in name:
+        raise UserError(f"{archive} holds {name!r}, with a backslash in its name: rename the file")
+    check_encoding(archive / path)
     return path

@@ -14,12 +14,23 @@ from crt.drops.images import (
     pixel_hash,
     read_header,
 )
-from crt.drops.layout import Drop, ImageFile, first_ten, read_drop
+from crt.drops.layout import (
+    Drop,
+    ImageFile,
+    check_class_names,
+    check_encoding,
+    compose,
+    first_ten,
+    is_junk,
+    read_drop,
+    walk_files,
+)
 from crt.drops.parallel import map_chunks
 from crt.errors import UserError
 from crt.spec import ImageSpec
 
 _LARGEST = 224  # pixels; images of mixed sizes are scaled to no more than this unless told
+_LARGEST_COMMON = 2048  # pixels; images of one size keep it up to this, the most that a configuration takes
 
 
 def write_folder(
@@ -38,7 +49,7 @@ def write_folder(
     Training images that the test set has too are left out. Files are copied as they are.
 
     Args:
-        image_size: what images are to be scaled to; None: their common size, otherwise the middle one of their
+        image_size: what images are to be scaled to; None: their common size up to 2048, otherwise the middle one of their
             shorter sides, at most 224.
         resize: how, see `crt.spec.ImageSpec`.
         skip_unreadable: leave unreadable files out instead of failing.
@@ -47,7 +58,9 @@ def write_folder(
         UserError: no such layout, or images that cannot be read or used; names at most ten.
     """
     drops, test, classes = _find_parts(folder)
-    files = [file for drop in drops.values() for file in drop.files] + (test.files if test else [])
+    check_class_names(classes, str(folder))
+    parts = [*drops.values(), *([test] if test else [])]
+    files = [file for part in parts for file in part.files]
     headers = [found for found in map_chunks(_read_headers, files, 256, workers) if found]
     spec = _common_spec(classes, headers, image_size, resize)
     hashes, skipped = _hash_all(folder, files, spec, skip_unreadable, workers)
@@ -64,7 +77,11 @@ def write_folder(
         _copy([file for file in train_files if hashes[file.path] not in in_test], out / "train" / drop)
         left_out += [f"{drop}/{file.name}" for file in train_files if hashes[file.path] in in_test]
     write_classes(out, classes)
-    return DataSet(name, classes, spec.channels, spec.size, list(chosen), left_out, skipped)
+    ignored = [
+        f"{part.folder.relative_to(folder).as_posix()}/{name}" for part in parts for name in part.ignored
+    ]
+    ignored += _beside(folder, [part.folder for part in parts])
+    return DataSet(name, classes, spec.channels, spec.size, list(chosen), left_out, skipped, ignored)
 
 
 def _hash_all(
@@ -104,18 +121,18 @@ def _find_parts(folder: Path) -> tuple[dict[str, Drop], Drop | None, list[str]]:
     if not train_dir.is_dir():
         if test_dir:
             raise UserError(f"{test_dir} has no {train_dir} beside it: both or neither are needed")
-        classes = _folders(folder)
+        classes = _classes(folder)
         return {"base": _images_only(folder, classes)}, None, classes
     if test_dir is None:
         raise UserError(
             f"{train_dir} has no test/ or val/ beside it: name {train_dir} itself to have it split"
         )
-    classes = _folders(test_dir)
+    classes = _classes(test_dir)
     test = _images_only(test_dir, classes)
     names = _folders(train_dir)
-    if any(set(_folders(train_dir / name)) & set(classes) for name in names):
+    if any(set(_classes(train_dir / name)) & set(classes) for name in names):
         return {name: _images_only(train_dir / name, classes) for name in names}, test, classes
-    if unknown := [name for name in names if name not in classes]:
+    if unknown := [name for name in names if compose(name) not in classes]:
         raise UserError(
             f"{train_dir} has classes that {test_dir} lacks ({first_ten(unknown)}): make them alike"
         )
@@ -123,15 +140,43 @@ def _find_parts(folder: Path) -> tuple[dict[str, Drop], Drop | None, list[str]]:
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    """The names of the folders in a folder, sorted."""
+    found = [entry for entry in folder.iterdir() if entry.is_dir() and not is_junk(entry.name)]
+    for entry in found:
+        check_encoding(entry)
+    return sorted(entry.name for entry in found)
+
+
+def _classes(folder: Path) -> list[str]:
+    """The names of class folders; in numeric order if all are numbers, so that a label means the same in an .npz."""
+    names = sorted({compose(name) for name in _folders(folder)})
+    return sorted(names, key=int) if all(name.isascii() and name.isdigit() for name in names) else names
+
+
+def _beside(folder: Path, used: list[Path]) -> list[str]:
+    """What lies in a folder beside the parts that are used: files, and folders with their number of files."""
+    if folder in used:
+        return []
+    left = [
+        path
+        for path in folder.iterdir()
+        if not is_junk(path.name) and not any(part.is_relative_to(path) for part in used)
+    ]
+    return [
+        f"{path.name}/ ({len(walk_files(path))} files)" if path.is_dir() else path.name
+        for path in sorted(left)
+    ]
 
 
 def _images_only(folder: Path, classes: list[str]) -> Drop:
     if len(classes) < 2:
         raise UserError(f"{folder} has {len(classes)} class folder(s): at least two are needed")
     drop = read_drop(folder, classes)
+    with_images = {classes[file.label] for file in drop.files}
+    if empty := [name for name in _folders(folder) if compose(name) not in with_images]:
+        raise UserError(
+            f"{folder} has folders without a single image ({first_ten(empty)}): put images there, or remove the folders"
+        )
     if drop.archives:
         raise UserError(f"{folder} has .npz archives: give class folders of image files")
     return drop
@@ -158,7 +203,8 @@ def _common_spec(
     if image_size is None:
         sizes = {side for _, size in headers for side in size}
         shorter = sorted(min(size) for _, size in headers) or [_LARGEST]
-        image_size = sizes.pop() if len(sizes) == 1 else min(_LARGEST, shorter[len(shorter) // 2])
+        keep = len(sizes) == 1 and max(sizes) <= _LARGEST_COMMON
+        image_size = max(sizes) if keep else min(_LARGEST, shorter[len(shorter) // 2])
     return ImageSpec(tuple(classes), image_size, channels, resize)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from crt.datasets.cifar10 import read_batches
 from crt.drops.images import pixel_hash
+from crt.drops.layout import check_class_names
 from crt.drops.npz import write_npz
 from crt.errors import UserError
 from crt.files import write_text
@@ -27,7 +28,8 @@ TEST_SHARE = 5  # one image in five is for the test
 class DataSet:
     """What was written; becomes conf/dataset.yaml.
 
-    `left_out`: training images that the test set has too. `skipped`: image files that cannot be read.
+    `left_out`: training images that the test set has too. `skipped`: image files that cannot be read. `ignored`: files
+    that are no images.
     """
 
     name: str
@@ -37,6 +39,7 @@ class DataSet:
     drops: list[str]
     left_out: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
 
 
 def write_digits(out: Path) -> DataSet:
@@ -125,6 +128,12 @@ def _write_part(folder: Path, stem: str, images: np.ndarray, labels: np.ndarray)
 
 
 def write_classes(out: Path, classes: Sequence[str]) -> None:
+    """Write classes.txt.
+
+    Raises:
+        UserError: `crt.drops.layout.read_classes` would not read the names back.
+    """
+    check_class_names(classes, "the data set")
     write_text(out / "classes.txt", "".join(f"{name}\n" for name in classes))
 
 

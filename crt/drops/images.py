@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,11 +16,33 @@ from PIL import Image
 from crt.errors import UserError
 from crt.spec import ImageSpec
 
-SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"},
-)
-# Only formats that Pillow decodes itself: EPS, for one, would be handed to Ghostscript.
+# Only formats that Pillow decodes itself, alike everywhere: EPS, for one, would be handed to Ghostscript.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_READ = frozenset(
+    {
+        ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".bmp", ".dib", ".gif", ".webp", ".tif",
+        ".tiff", ".pgm", ".ppm", ".pbm", ".pnm",
+    }
+)  # fmt: skip
+# Pictures in formats that are not read: unreadable images, and not files that do not matter.
+_NOT_READ = frozenset(
+    {
+        ".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jpx", ".jxl", ".psd", ".svg", ".tga", ".eps",
+        ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf",
+    }
+)  # fmt: skip
+SUFFIXES = _READ | _NOT_READ
+
+_ORIENTATION = 0x0112  # the tag of EXIF, and how an image is to be turned for each of its values
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(UserError):
@@ -30,7 +53,7 @@ class ImageError(UserError):
         self.name = name
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[Any, ...]]:
         return type(self), (self.name, self.reason)
 
 
@@ -39,7 +62,14 @@ class UnreadableImageError(ImageError):
 
 
 class MisfitImageError(ImageError):
-    """A sound image of the wrong size or mode."""
+    """A sound image of the wrong size or mode; `resizable`: another `ImageSpec.resize` than none would take it."""
+
+    def __init__(self, name: str, reason: str, resizable: bool = False) -> None:
+        super().__init__(name, reason)
+        self.resizable = resizable
+
+    def __reduce__(self) -> tuple[type["MisfitImageError"], tuple[Any, ...]]:
+        return type(self), (self.name, self.reason, self.resizable)
 
 
 def decode_image(path: Path, spec: ImageSpec) -> np.ndarray:
@@ -51,6 +81,7 @@ def decode_image(path: Path, spec: ImageSpec) -> np.ndarray:
     """
     with _opened(path) as image:
         image.load()
+        image = _upright(image)
     return _fit(image, spec, str(path))
 
 
@@ -80,12 +111,15 @@ def read_header(path: Path) -> tuple[str, tuple[int, int]]:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """An image file; whatever is wrong with it while it is open becomes an UnreadableImageError."""
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(path, formats=_FORMATS) as image:
                 yield image
         except Image.UnidentifiedImageError:
-            raise UnreadableImageError(str(path), "not an image") from None
+            suffix = path.suffix.lower()
+            what = f"{suffix} is not read" if suffix in _NOT_READ else "not an image"
+            raise UnreadableImageError(str(path), what) from None
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
             raise UnreadableImageError(str(path), str(error) or type(error).__name__) from None
 
@@ -97,13 +131,22 @@ def pixel_hash(pixels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF tag says: a camera held upright stores the picture lying on its side."""
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a damaged tag says nothing, and the pixels are sound
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
 def _fit(image: Image.Image, spec: ImageSpec, name: str) -> np.ndarray:
     image = _to_channels(image, spec, name)
     size = spec.size
     if image.size != (size, size):
         width, height = image.size
         if spec.resize == "none":
-            raise MisfitImageError(name, f"{width}x{height} pixels instead of {size}x{size}")
+            raise MisfitImageError(name, f"{width}x{height} pixels instead of {size}x{size}", resizable=True)
         if spec.resize == "crop":
             side = min(width, height)
             left, top = (width - side) // 2, (height - side) // 2
@@ -114,13 +157,23 @@ def _fit(image: Image.Image, spec: ImageSpec, name: str) -> np.ndarray:
 
 def _to_channels(image: Image.Image, spec: ImageSpec, name: str) -> Image.Image:
     wanted = "L" if spec.channels == 1 else "RGB"
-    # The same pixels in a more compact form: nothing is lost.
-    if image.mode == "P" and "transparency" not in image.info:
-        image = image.convert("RGB")
-    elif image.mode == "1":
-        image = image.convert("L")
+    image = _without_loss(image, name)
     if image.mode == wanted:
         return image
-    if spec.resize != "none" and wanted == "RGB" and image.mode in ("L", "CMYK"):
+    turns_into_rgb = wanted == "RGB" and image.mode in ("L", "CMYK")
+    if turns_into_rgb and spec.resize != "none":
         return image.convert("RGB")
-    raise MisfitImageError(name, f"mode {image.mode} instead of {wanted}")
+    raise MisfitImageError(name, f"mode {image.mode} instead of {wanted}", resizable=turns_into_rgb)
+
+
+def _without_loss(image: Image.Image, name: str) -> Image.Image:
+    """The same pixels in mode L or RGB, where nothing is lost by that."""
+    if image.mode == "1":
+        return image.convert("L")
+    if not (image.mode == "P" or image.has_transparency_data):
+        return image
+    grey = image.mode in ("L", "LA", "La")
+    whole = image.convert("LA" if grey else "RGBA")
+    if whole.getchannel("A").getextrema() != (255, 255):
+        raise MisfitImageError(name, "transparent pixels")
+    return whole.convert("L" if grey else "RGB")

@@ -6,6 +6,8 @@ a `labels.csv` with the columns file,label), or `.npz` archives with `images` an
 
 import csv
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,13 @@ from crt.drops.npz import ImageArrays, open_images
 from crt.errors import MissingFileError, UserError
 
 LABELS_FILE = "labels.csv"
+# What file managers, archivers, Python and network storage leave behind, in lower case.
+_JUNK = frozenset(
+    (
+        "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "__pycache__",
+        "@eadir", "#recycle", "@recycle", "@__thumb", "lost+found",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,11 +78,7 @@ def read_classes(data_dir: Path, num_classes: int) -> list[str]:
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text: write one class name per line") from None
     classes = [line.strip() for line in lines if line.strip()]
-    if len(set(classes)) != len(classes):
-        twice = next(name for name in classes if classes.count(name) > 1)
-        raise UserError(f"{path} names the class {twice!r} twice: remove one")
-    if bad := [name for name in classes if "/" in name or is_junk(name)]:
-        raise UserError(f"{path} names the class {bad[0]!r}, which cannot be a folder's name: rename it")
+    check_class_names(classes, str(path))
     if len(classes) != num_classes:
         raise UserError(
             f"{path} names {len(classes)} classes but num_classes is {num_classes}: make them agree"
@@ -81,11 +86,29 @@ def read_classes(data_dir: Path, num_classes: int) -> list[str]:
     return classes
 
 
+def check_class_names(classes: Sequence[str], where: str) -> None:
+    """Make sure that names can stand in classes.txt and name folders, and that no two mean the same.
+
+    Raises:
+        UserError: names one that does not; begins with `where`.
+    """
+    if bad := [
+        name for name in classes if "/" in name or is_junk(name) or name.strip().splitlines() != [name]
+    ]:
+        raise UserError(
+            f"{where} names the class {bad[0]!r}, which cannot be a folder and a line of text: rename it"
+        )
+    composed = [compose(name) for name in classes]
+    if len(set(composed)) != len(classes):
+        twice = next(name for name in composed if composed.count(name) > 1)
+        raise UserError(f"{where} names the class {twice!r} twice: remove one")
+
+
 def check_data_dir(data_dir: Path, drops: Iterable[str]) -> None:
     """Make sure that these training drops lie in `data_dir`.
 
     Raises:
-        UserError: names the drop that does not.
+        MissingFileError: names the drop that does not.
     """
     for drop in drops:
         folder = data_dir / "train" / drop
@@ -104,6 +127,8 @@ def read_drop(folder: Path, classes: Sequence[str]) -> Drop:
     if not folder.is_dir():
         raise MissingFileError(f"{folder} is missing or no folder: its images belong there", folder)
     names = sorted(entry.name for entry in os.scandir(folder) if not is_junk(entry.name))
+    for name in names:
+        check_encoding(folder / name)
     folders = [name for name in names if (folder / name).is_dir()]
     archives = [name for name in names if name.lower().endswith(".npz") and name not in folders]
     images = [name for name in names if _is_image(name) and name not in folders]
@@ -131,7 +156,7 @@ def read_drop(folder: Path, classes: Sequence[str]) -> Drop:
         labels = _read_labels(table, classes, images) if table.exists() else {}
         files = [ImageFile(name, folder / name, labels.get(name, -1)) for name in images]
         files.sort(key=lambda file: (file.label, file.name))
-    drop = Drop(folder, files, [open_images(folder / name, len(classes)) for name in archives], ignored)
+    drop = Drop(folder, files, [open_images(folder / name, classes) for name in archives], ignored)
     if drop.count == 0:
         raise UserError(f"{folder} holds no images: put class folders, images or .npz archives there")
     return drop
@@ -140,51 +165,67 @@ def read_drop(folder: Path, classes: Sequence[str]) -> Drop:
 def _read_class_folders(
     folder: Path, names: list[str], classes: Sequence[str]
 ) -> tuple[list[ImageFile], list[str]]:
-    labels = {name: label for label, name in enumerate(classes)}
-    unknown = [name for name in names if name not in labels]
+    labels = {compose(name): label for label, name in enumerate(classes)}
+    unknown = [name for name in names if compose(name) not in labels]
     if unknown:
         raise UserError(
             f"{folder} has class folders that classes.txt does not know ({first_ten(unknown)}): rename them "
             "(unlabelled images belong directly into the drop's folder)"
         )
     files, ignored = [], []
-    for name in sorted(names, key=labels.__getitem__):
-        found = []
-        for path in walk_files(folder / name):
-            relative = path.relative_to(folder).as_posix()
-            if path.suffix.lower() == ".npz":
-                raise UserError(
-                    f"{path} lies in a class folder: .npz archives belong directly into the drop's folder"
-                )
-            if _is_image(path.name):
-                found.append(ImageFile(relative, path, labels[name]))
-            else:
-                ignored.append(relative)
-        files += sorted(found, key=lambda file: file.name)
-    return files, ignored
+    for path in walk_files(folder):
+        relative = path.relative_to(folder)
+        if len(relative.parts) == 1:
+            continue
+        if path.suffix.lower() == ".npz":
+            raise UserError(
+                f"{path} lies in a class folder: .npz archives belong directly into the drop's folder"
+            )
+        if _is_image(path.name):
+            files.append(ImageFile(relative.as_posix(), path, labels[compose(relative.parts[0])]))
+        else:
+            ignored.append(relative.as_posix())
+    return sorted(files, key=lambda file: (file.label, file.name)), ignored
 
 
 def walk_files(folder: Path) -> list[Path]:
-    """All files below a folder, sorted; hidden files and folders are left out.
+    """All files below a folder, sorted, but for junk. Folders directly in it may be links, as class folders may.
 
     Raises:
-        UserError: a link to a folder, which may lead anywhere.
+        UserError: a link to a folder further down, which may lead anywhere; a name that is no text.
     """
     files = []
-    for where, folders, names in os.walk(folder):
+    for where, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not is_junk(name)]
         for name in folders:
-            if os.path.islink(os.path.join(where, name)):
-                raise UserError(
-                    f"{os.path.join(where, name)} is a link to a folder: put the folder itself there"
-                )
+            path = Path(where, name)
+            check_encoding(path)
+            if path.is_symlink() and Path(where) != folder:
+                raise UserError(f"{path} is a link to a folder: put the folder itself there")
         files += [Path(where, name) for name in names if not is_junk(name)]
+    for path in files:
+        check_encoding(path)
     return sorted(files)
 
 
+def check_encoding(path: Path) -> None:
+    """Make sure that a file's name is text: other programs cannot handle it, and no table can hold it.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise UserError(
+            f"{shown}: the name is not UTF-8, rename it (`convmv` does it for whole folders)"
+        ) from None
+
+
 def _read_labels(table: Path, classes: Sequence[str], images: list[str]) -> dict[str, int]:
-    labels = {name: label for label, name in enumerate(classes)}
-    known = set(images)
+    labels = {compose(name): label for label, name in enumerate(classes)}
+    known = {compose(name): name for name in images}
     found: dict[str, int] = {}
     try:
         with table.open(encoding="utf-8", newline="") as stream:
@@ -194,15 +235,16 @@ def _read_labels(table: Path, classes: Sequence[str], images: list[str]) -> dict
             for row in reader:
                 name, label = row["file"], row["label"]
                 where = f"{table}, line {reader.line_num}"
-                if name not in known:
+                if compose(name) not in known:
                     raise UserError(f"{where}: {name!r} is no image beside it: remove the line")
-                if name in found:
+                image = known[compose(name)]
+                if image in found:
                     raise UserError(f"{where}: {name!r} has a second label: remove one")
-                if label and label not in labels:
+                if label and compose(label) not in labels:
                     raise UserError(
                         f"{where}: classes.txt does not know {label!r} (leave it empty for unlabelled)"
                     )
-                found[name] = labels[label] if label else -1
+                found[image] = labels[compose(label)] if label else -1
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table} is no UTF-8 table of file,label ({error}): write it again") from None
     return found
@@ -214,10 +256,26 @@ def first_ten(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + more
 
 
+def by_suffix(names: Iterable[str]) -> dict[str, int]:
+    """How many files there are of each kind, by the suffix in lower case; those without one under their names."""
+    counts = Counter(os.path.splitext(name)[1].lower() or os.path.basename(name) for name in names)
+    return dict(sorted(counts.items()))
+
+
 def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
+def is_data(name: str) -> bool:
+    """Whether a file of this name directly in a drop is a part of it, and not something beside the images."""
+    return _is_image(name) or name.lower().endswith(".npz") or name == LABELS_FILE
+
+
 def is_junk(name: str) -> bool:
-    """What file managers and archivers leave behind, and writes that were cut short."""
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini") or ".partial" in name
+    """What other programs leave behind in folders, hidden files, and writes that were cut short."""
+    return name.startswith(".") or name.lower() in _JUNK or ".partial" in name
+
+
+def compose(name: str) -> str:
+    """A name with each accented letter as one character: macOS hands the letter and its accent over as two."""
+    return unicodedata.normalize("NFC", name)

@@ -3,7 +3,7 @@
 import io
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -53,11 +53,16 @@ class ImageArrays:
 _DAMAGED = (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError, SyntaxError)
 
 
-def open_images(path: Path, num_classes: int) -> ImageArrays:
+def open_images(path: Path, classes: Sequence[str]) -> ImageArrays:
     """Check an archive's header and labels; the images are left for `ImageArrays.images`.
 
+    Args:
+        path: The archive.
+        classes: The names of the classes; label k is the k-th from 0.
+
     Raises:
-        UserError: no npz archive, no `images`, a wrong dtype or shape, pickled objects, labels out of range.
+        UserError: no npz archive, no `images`, a wrong dtype or shape, pickled objects, labels out of range, or labels
+            that would be taken for another number's class.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -80,7 +85,7 @@ def open_images(path: Path, num_classes: int) -> ImageArrays:
                 raise UserError(f"{path} is damaged (its images end early): write it again with numpy.savez")
             labels = np.full(shape[0], -1, np.int64)
             if "labels.npy" in members:
-                labels = _read_labels(path, archive, shape[0], num_classes)
+                labels = _read_labels(path, archive, shape[0], classes)
     except UserError:
         raise
     except _DAMAGED as error:
@@ -102,7 +107,7 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
             archive.writestr(info, buffer.getvalue())
 
 
-def _read_labels(path: Path, archive: zipfile.ZipFile, count: int, num_classes: int) -> np.ndarray:
+def _read_labels(path: Path, archive: zipfile.ZipFile, count: int, classes: Sequence[str]) -> np.ndarray:
     with archive.open("labels.npy") as stream:
         shape, dtype = _read_header(stream)
         _refuse_pickle(path, "labels", dtype)
@@ -111,13 +116,29 @@ def _read_labels(path: Path, archive: zipfile.ZipFile, count: int, num_classes: 
         labels = np.frombuffer(stream.read(count * dtype.itemsize), dtype)
     if len(labels) != count:
         raise EOFError("its labels end early")
-    wrong = np.flatnonzero((labels.astype(np.float64) < -1) | (labels.astype(np.float64) >= num_classes))
+    wrong = np.flatnonzero((labels.astype(np.float64) < -1) | (labels.astype(np.float64) >= len(classes)))
     if len(wrong):
         raise UserError(
             f"{path}: {len(wrong)} of {count} labels are out of range, first {labels[wrong[0]]} at index {wrong[0]}: "
-            f"labels go from 0 to {num_classes - 1} (-1: unlabelled), in the order of classes.txt"
+            f"labels go from 0 to {len(classes) - 1} (-1: unlabelled), in the order of classes.txt"
         )
-    return labels.astype(np.int64)
+    labels = labels.astype(np.int64)
+    if ordered := _numbers_in_another_order(classes):
+        for label in np.unique(labels[labels >= 0]):
+            if classes[label] != ordered[label]:
+                raise UserError(
+                    f"{path}: label {label} is class number {label} of classes.txt, which is named {classes[label]!r}, as its "
+                    "numbers are not in numeric order: deliver class folders instead"
+                )
+    return labels
+
+
+def _numbers_in_another_order(classes: Sequence[str]) -> list[str] | None:
+    """The classes in numeric order, if all are numbers and stand in another one."""
+    if not all(name.isascii() and name.isdigit() for name in classes):
+        return None
+    ordered = sorted(classes, key=int)
+    return None if ordered == list(classes) else ordered
 
 
 def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:

@@ -16,12 +16,11 @@ from crt.data.store import FORMAT, open_store, read_hashes, shard_name
 from crt.drops.images import (
     ImageError,
     MisfitImageError,
-    UnreadableImageError,
     decode_image,
     fit_array,
     pixel_hash,
 )
-from crt.drops.layout import Drop, ImageFile, first_ten, read_drop
+from crt.drops.layout import Drop, ImageFile, by_suffix, first_ten, read_drop
 from crt.drops.parallel import map_chunks
 from crt.drops.split import in_validation
 from crt.errors import FileError, UserError
@@ -150,20 +149,28 @@ class _Findings:
     """What is wrong with a drop, gathered over the whole of it so that one run names all."""
 
     unreadable: list[str] = field(default_factory=list)
-    misfits: list[str] = field(default_factory=list)
+    misfits: list[MisfitImageError] = field(default_factory=list)
     overlap: list[str] = field(default_factory=list)
+
+    def add(self, problem: ImageError) -> None:
+        if isinstance(problem, MisfitImageError):
+            self.misfits.append(problem)
+        else:
+            self.unreadable.append(f"{problem.name} ({problem.reason})")
 
     def sentence(self, folder: Path, skip_unreadable: bool) -> str | None:
         parts = []
         if self.unreadable and not skip_unreadable:
             parts.append(
                 f"{len(self.unreadable)} unreadable image(s): {first_ten(self.unreadable)}; "
-                "repair or remove them, or set skip_unreadable to true to leave them out"
+                "convert, repair or remove them, or set skip_unreadable to true to leave them out"
             )
         if self.misfits:
+            named = first_ten([f"{image.name} ({image.reason})" for image in self.misfits])
+            resizable = sum(image.resizable for image in self.misfits)
+            remedy = f", or set resize to crop or squash for {resizable} of them" if resizable else ""
             parts.append(
-                f"{len(self.misfits)} image(s) of the wrong size or mode: {first_ten(self.misfits)}; "
-                "convert them, or set resize to crop or squash, which does it where that is possible"
+                f"{len(self.misfits)} image(s) of the wrong size or mode: {named}; convert them{remedy}"
             )
         if self.overlap:
             parts.append(
@@ -193,8 +200,7 @@ def _examine(
         for item in rows:
             progress.update()
             if isinstance(item, ImageError):
-                problems = findings.unreadable if isinstance(item, UnreadableImageError) else findings.misfits
-                problems.append(f"{item.name} ({item.reason})")
+                findings.add(item)
                 continue
             if test_hashes is not None and item.sha256 in test_hashes:
                 findings.overlap.append(f"{item.name} (test image {test_hashes[item.sha256]})")
@@ -226,6 +232,7 @@ def _examine(
         "skipped": len(findings.unreadable),
         "skipped_files": findings.unreadable,
         "ignored_files": len(drop.ignored),
+        "ignored": by_suffix(drop.ignored),
     }
 
 
@@ -260,7 +267,8 @@ def decode_rows(
         try:
             pixels = decode_image(file.path, spec)
         except ImageError as error:
-            rows.append(type(error)(file.name, error.reason))
+            error.name = file.name  # as the drop calls it
+            rows.append(error)
         else:
             rows.append(_decoded(file.name, file.label, file.name, pixels, validation))
     return rows

@@ -47,6 +47,43 @@ def test_files_come_out_without_the_folder_around_them(tmp_path, make, wrapper):
     assert (tmp_path / "folder" / "cat" / "0.png").read_bytes() == b"abc"
 
 
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_other_files_beside_the_folder_around_all_do_not_matter(tmp_path, make):
+    path = make(tmp_path / "a.bin", ["README.txt", *(f"delivery/{name}" for name in FILES)])
+    assert unpacked(path, tmp_path) == sorted(["README.txt", *FILES])
+
+
+@pytest.mark.parametrize("beside", ["0.png", "a.npz", "labels.csv"])
+def test_a_folder_beside_data_is_no_wrapper(tmp_path, beside):
+    assert unpacked(make_zip(tmp_path / "a.zip", ["delivery/1.png", beside]), tmp_path) == sorted(
+        ["delivery/1.png", beside]
+    )
+
+
+def test_a_class_spelled_with_two_code_points_is_no_wrapper(tmp_path):
+    path = make_zip(tmp_path / "a.zip", ["cafe\u0301/0.png"])
+    (tmp_path / "folder").mkdir()
+    unpack(path, tmp_path / "folder", ["caf\u00e9", "dog"])
+    assert (tmp_path / "folder" / "cafe\u0301" / "0.png").is_file()
+
+
+@pytest.mark.parametrize("wrapper", ["", "delivery\\"])
+def test_a_zip_with_backslashes_between_folders(tmp_path, wrapper):
+    names = [wrapper + name.replace("/", "\\") for name in FILES]
+    assert unpacked(make_zip(tmp_path / "a.zip", [f"{wrapper}empty\\", *names]), tmp_path) == FILES
+
+
+def test_a_backslash_in_a_tar_is_named(tmp_path):
+    with pytest.raises(UserError, match="with a backslash in its name"):
+        unpacked(make_tar(tmp_path / "a.tar", ["cat/0\\1.png"]), tmp_path)
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    with pytest.raises(UserError, match=r"caf\\xe9.png: the name is not UTF-8"):
+        unpacked(make_tar(tmp_path / "a.tar", ["cat/caf\udce9.png"]), tmp_path)
+    assert not list((tmp_path / "folder").rglob("*"))
+
+
 def test_a_single_class_is_no_wrapper(tmp_path):
     assert unpacked(make_zip(tmp_path / "a.zip", ["cat/0.png", "cat/1.png"]), tmp_path) == [
         "cat/0.png",

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_drops import CLASSES, class_folders, pixels, write_image
 
+from crt.datasets import folders
 from crt.datasets.folders import write_folder
 from crt.drops.prepare import prepare_drop, raw_hashes
 from crt.errors import UserError
@@ -98,6 +99,77 @@ def test_sizes_and_channels_are_looked_at(tmp_path):
     assert summary["images"] > 40
 
 
+def test_one_size_is_kept_unless_it_is_more_than_a_configuration_takes(tmp_path):
+    for size, expected in ((2048, 2048), (2100, 224)):
+        headers = [("RGB", (size, size))] * 3
+        assert folders._common_spec(CLASSES, headers, None, "crop").size == expected
+
+
+def test_what_is_not_used_is_named(tmp_path):
+    source = tmp_path / "in"
+    class_folders(source / "train", 2)
+    class_folders(source / "test", 1, first_seed=100)
+    class_folders(source / "val", 2, first_seed=200)
+    for name in ("README.md", ".DS_Store", "train/labels.txt", "test/cat/a.xml", "train/__pycache__/a.pyc"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("x")
+    found = write_folder(tmp_path / "out", source, "x")
+    assert sorted(found.ignored) == ["README.md", "test/cat/a.xml", "train/labels.txt", "val/ (6 files)"]
+    (source / "train" / "dog" / "notes.txt").write_text("x")
+    assert write_folder(tmp_path / "again", source / "train", "x").ignored == [
+        "./labels.txt",
+        "./dog/notes.txt",
+    ]
+
+
+def test_folders_without_an_image_are_no_classes(tmp_path):
+    source = class_folders(tmp_path / "in", 3)
+    (source / "docs").mkdir()
+    (source / "docs" / "a.txt").write_text("x")
+    with pytest.raises(UserError, match=r"in has folders without a single image \(docs\): put images there"):
+        write_folder(tmp_path / "out", source, "x")
+
+
+def test_a_class_of_pictures_that_are_not_read_is_not_dropped(tmp_path):
+    source = class_folders(tmp_path / "in", 3)
+    for file in (source / "owl").iterdir():
+        file.rename(file.with_suffix(".heic"))
+        file.with_suffix(".heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
+    with pytest.raises(
+        UserError, match=r"3 image\(s\) that cannot be used: .*owl/000.heic: .heic is not read"
+    ):
+        write_folder(tmp_path / "out", source, "x")
+
+
+def test_numbered_classes_are_in_numeric_order(tmp_path):
+    for number in range(12):
+        for index in range(2):
+            write_image(tmp_path / "in" / str(number) / f"{index}.png", pixels(2 * number + index))
+    found = write_folder(tmp_path / "out", tmp_path / "in", "x")
+    assert found.classes == [str(number) for number in range(12)]
+
+
+def test_accents_in_one_or_two_characters_are_one_class(tmp_path):
+    for part, cafe, seed in (("train", "cafe\u0301", 0), ("test", "caf\u00e9", 10)):
+        for place, name in enumerate((cafe, "dog")):
+            write_image(tmp_path / "in" / part / name / "a.png", pixels(seed + place))
+    found = write_folder(tmp_path / "out", tmp_path / "in", "x")
+    assert found.classes == ["caf\u00e9", "dog"]
+    for part in ("train/base", "test"):
+        summary = prepare_drop(
+            tmp_path / "out" / part, tmp_path / "p" / part, spec=ImageSpec(tuple(found.classes), 8, 1)
+        )
+        assert summary["classes"] == {"caf\u00e9": 1, "dog": 1}
+
+
+@pytest.mark.parametrize("name", [" cat", "a\u2028b", "two\nlines"])
+def test_folders_that_cannot_be_a_line_of_classes_txt(tmp_path, name):
+    source = class_folders(tmp_path / "in", 2)
+    (source / "owl").rename(source / name)
+    with pytest.raises(UserError, match="cannot be a folder and a line of text"):
+        write_folder(tmp_path / "out", source, "x")
+
+
 def test_unreadable_and_unusable_images(tmp_path):
     source = class_folders(tmp_path / "in", 5)
     (source / "cat" / "text.png").write_text("no image")
@@ -107,7 +179,7 @@ def test_unreadable_and_unusable_images(tmp_path):
     assert found.skipped == [f"{source}/cat/text.png: not an image"]
     assert "cat/text.png" not in tree(tmp_path / "out2")
     write_image(source / "dog" / "alpha.png", pixels(0, 8, 8, 4))
-    with pytest.raises(UserError, match=r"dog/alpha.png: mode RGBA instead of RGB"):
+    with pytest.raises(UserError, match=r"dog/alpha.png: transparent pixels"):
         write_folder(tmp_path / "out3", source, "x", skip_unreadable=True)
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 from raw_drops import CLASSES, GREY8, RGB8, pixels, write_image
 
 from crt.drops.images import (
+    SUFFIXES,
     MisfitImageError,
     UnreadableImageError,
     decode_image,
@@ -86,8 +88,8 @@ def test_decompression_bomb_is_an_error_without_being_decoded(tmp_path, monkeypa
     [
         (pixels(0, 8, 8, 3), GREY8, "mode RGB instead of L"),
         (pixels(0, 8, 8), RGB8, "mode L instead of RGB"),
-        (pixels(0, 8, 8, 4), RGB8, "mode RGBA instead of RGB"),
-        (pixels(0, 8, 8, 4), spec(3, 8, "crop"), "mode RGBA instead of RGB"),
+        (pixels(0, 8, 8, 4), RGB8, "transparent pixels"),
+        (pixels(0, 8, 8, 4), spec(3, 8, "crop"), "transparent pixels"),
         (pixels(0, 8, 8, 3), spec(1, 8, "squash"), "mode RGB instead of L"),
         (pixels(0, 8, 8).astype(np.uint16), GREY8, "mode I;16 instead of L"),
         (pixels(0, 6, 8), GREY8, "8x6 pixels instead of 8x8"),
@@ -98,6 +100,80 @@ def test_wrong_mode_or_size_is_named(tmp_path, array, form, reason):
     with pytest.raises(MisfitImageError) as error:
         decode_image(path, form)
     assert str(error.value) == f"{path}: {reason}"
+    # What the error promises is so: with another `resize` the image is taken, or it is not.
+    if error.value.resizable:
+        decode_image(path, replace(form, resize="crop"))
+    else:
+        with pytest.raises(MisfitImageError):
+            decode_image(path, replace(form, resize="crop"))
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".JPG"])
+def test_jpeg_by_its_other_names(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(pixels(2, 8, 8, 3)).save(path, "JPEG")
+    assert suffix.lower() in SUFFIXES
+    assert decode_image(path, RGB8).shape == (8, 8, 3)
+
+
+def test_formats_that_are_not_read_are_named(tmp_path):
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
+    assert ".heic" in SUFFIXES
+    with pytest.raises(UnreadableImageError, match=".heic is not read"):
+        decode_image(tmp_path / "a.HEIC", RGB8)
+
+
+def test_an_opaque_alpha_channel_is_no_loss(tmp_path):
+    colors, grey = pixels(0, 8, 8, 3), pixels(1, 8, 8)
+    opaque = np.full((8, 8, 1), 255, np.uint8)
+    path = write_image(tmp_path / "rgba.png", np.concatenate([colors, opaque], 2))
+    assert np.array_equal(decode_image(path, RGB8), colors)
+    path = write_image(tmp_path / "la.png", np.concatenate([grey[..., None], opaque], 2))
+    assert np.array_equal(decode_image(path, GREY8)[..., 0], grey)
+    almost = np.concatenate([colors, opaque], 2)
+    almost[3, 4, 3] = 254
+    with pytest.raises(MisfitImageError, match="transparent pixels"):
+        decode_image(write_image(tmp_path / "almost.png", almost), RGB8)
+
+
+def test_transparency_that_no_pixel_has_is_no_loss(tmp_path):
+    few = pixels(3, 8, 8, 3) // 128 * 255
+    palette = Image.fromarray(few).quantize(256)
+    used = set(np.asarray(palette).ravel().tolist())
+    for name, entry in (("unused", 200), ("used", next(iter(used)))):
+        palette.save(tmp_path / f"{name}.png", transparency=entry)
+    assert np.array_equal(decode_image(tmp_path / "unused.png", RGB8), few)
+    with pytest.raises(MisfitImageError, match="transparent pixels"):
+        decode_image(tmp_path / "used.png", RGB8)
+    colors = pixels(0, 8, 8, 3)
+    image = Image.fromarray(colors)
+    image.save(tmp_path / "key.png", transparency=(1, 2, 3))
+    assert np.array_equal(decode_image(tmp_path / "key.png", RGB8), colors)
+    image.save(tmp_path / "hit.png", transparency=tuple(colors[0, 0].tolist()))
+    with pytest.raises(MisfitImageError, match="transparent pixels"):
+        decode_image(tmp_path / "hit.png", RGB8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp", "jpg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_exif_tag_turns_the_picture(tmp_path, suffix, orientation):
+    upright = Image.fromarray(np.kron(pixels(5, 4, 4, 3), np.ones((8, 8, 1), np.uint8)))
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # numbers of Image.Transpose
+    stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if suffix == "webp" else {"quality": 95} if suffix == "jpg" else {}
+    stored.save(tmp_path / f"a.{suffix}", exif=exif, **options)
+    decoded = decode_image(tmp_path / f"a.{suffix}", spec(3, 32, "none"))
+    difference = np.abs(decoded.astype(int) - np.asarray(upright).astype(int)).mean()
+    assert difference <= (8 if suffix == "jpg" else 0)  # turned wrongly: about 80
+
+
+def test_a_damaged_exif_tag_leaves_the_picture_as_it_is(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pixels(2, 8, 8, 3)).save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\x7f" + bytes(range(60)))
+    clean = write_image(tmp_path / "clean.jpg", pixels(2, 8, 8, 3))
+    assert np.array_equal(decode_image(path, RGB8), decode_image(clean, RGB8))
 
 
 def test_resize_turns_grey_and_cmyk_into_rgb(tmp_path):
@@ -148,6 +224,7 @@ def test_hash_is_sha256_of_shape_and_pixels():
 
 
 def test_errors_travel_between_processes():
-    error = pickle.loads(pickle.dumps(MisfitImageError("a.png", "too small")))
+    error = pickle.loads(pickle.dumps(MisfitImageError("a.png", "too small", resizable=True)))
     assert type(error) is MisfitImageError
     assert (error.name, error.reason, str(error)) == ("a.png", "too small", "a.png: too small")
+    assert error.resizable

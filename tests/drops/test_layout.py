@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from raw_drops import CLASSES, class_folders, pixels, write_image
 
-from crt.drops.layout import check_data_dir, first_ten, read_classes, read_drop
+from crt.drops.layout import (
+    by_suffix,
+    check_class_names,
+    check_data_dir,
+    first_ten,
+    read_classes,
+    read_drop,
+    walk_files,
+)
 from crt.errors import UserError
 
 
@@ -123,6 +131,76 @@ def test_missing_drop(tmp_path):
         read_drop(tmp_path / "nowhere", CLASSES)
 
 
+def test_suffixes_in_any_case_and_pictures_that_are_not_read_are_images(tmp_path):
+    for name in ("a.JFIF", "b.jpe", "c.HEIC", "d.nef"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "notes.txt").write_text("x")
+    drop = read_drop(tmp_path, CLASSES)
+    assert [file.name for file in drop.files] == ["a.JFIF", "b.jpe", "c.HEIC", "d.nef"]
+    assert drop.ignored == ["notes.txt"]
+
+
+def test_other_files_are_counted_by_suffix():
+    names = ["a.txt", "b/c.TXT", "README", "x.tar.gz", ".d/README"]
+    assert by_suffix(names) == {".gz": 1, ".txt": 2, "README": 2}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", ".git", "THUMBS.DB"],
+)
+def test_what_other_programs_leave_behind_is_no_class(tmp_path, name):
+    class_folders(tmp_path, 1)
+    write_image(tmp_path / name / "cat" / "000.png", pixels(0))
+    write_image(tmp_path / "cat" / name / "000.png", pixels(0))
+    assert read_drop(tmp_path, CLASSES).count == 3
+
+
+@pytest.mark.parametrize("place", ["", "cat", "cat/caf\udce9"])
+def test_names_that_are_no_text_are_named(tmp_path, place):
+    class_folders(tmp_path, 1)
+    (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / place / "caf\udce9.png").write_text("x")  # Latin-1, as unpacking leaves it of an old archive
+    with pytest.raises(UserError, match=r"caf\\xe9.*: the name is not UTF-8, rename it") as error:
+        read_drop(tmp_path, CLASSES)
+    str(error.value).encode()
+    with pytest.raises(UserError, match=r"caf\\xe9.*: the name is not UTF-8"):
+        walk_files(tmp_path)
+
+
+def test_accents_in_one_or_two_characters_are_the_same(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for classes, folder in ((["dog", composed], decomposed), (["dog", decomposed], composed)):
+        drop = tmp_path / folder
+        write_image(drop / folder / "a.png", pixels(0))
+        assert [(file.name, file.label) for file in read_drop(drop, classes).files] == [
+            (f"{folder}/a.png", 1)
+        ]
+    flat = tmp_path / "flat"
+    write_image(flat / f"{decomposed}.png", pixels(0))
+    (flat / "labels.csv").write_text(f"file,label\n{composed}.png,{decomposed}\n", encoding="utf-8")
+    assert [file.label for file in read_drop(flat, ["dog", composed]).files] == [1]
+    with pytest.raises(UserError, match="twice"):
+        check_class_names([composed, decomposed], "the data")
+
+
+def test_class_folders_may_be_links(tmp_path):
+    source = class_folders(tmp_path / "all", 2)
+    drop = tmp_path / "some"
+    drop.mkdir()
+    for name in CLASSES[:2]:
+        os.symlink(source / name, drop / name)
+    assert [file.name for file in read_drop(drop, CLASSES).files] == [
+        "cat/000.png", "cat/001.png", "dog/000.png", "dog/001.png",
+    ]  # fmt: skip
+    assert [path.relative_to(drop).as_posix() for path in walk_files(drop)] == [
+        file.name for file in read_drop(drop, CLASSES).files
+    ]
+    os.symlink(drop, drop / "owl")  # leads back
+    with pytest.raises(UserError, match="is a link to a folder"):
+        walk_files(drop)
+
+
 def test_links_to_files_are_followed_and_links_to_folders_refused(tmp_path):
     # DVC's cache.type symlink makes every file of data/ a link.
     outside = write_image(tmp_path / "cache.png", pixels(0))
@@ -148,6 +226,8 @@ def test_read_classes(tmp_path):
         (b"a\na\n", "'a' twice"),
         (b"\xff\xfe\n", "not UTF-8"),
         (b"a\nb/c\n", "'b/c', which cannot be a folder"),
+        (b"a\n__pycache__\n", "'__pycache__', which cannot be a folder"),
+        ("e\u0301\n\u00e9\n".encode(), "'\u00e9' twice"),
     ],
 )
 def test_bad_classes(tmp_path, content, message):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from raw_drops import CLASSES
 
 from crt.drops.npz import open_images, write_npz
 from crt.errors import UserError
@@ -32,7 +33,7 @@ def test_reads_what_numpy_wrote(tmp_path_factory, count, height, width, channels
     images = rng.integers(0, 256, shape, dtype=np.uint8)
     labels = rng.integers(-1, 5, count).astype(np.int16)
     (np.savez_compressed if compressed else np.savez)(path, images=images, labels=labels)
-    opened = open_images(path, num_classes=5)
+    opened = open_images(path, CLASSES * 2)
     assert opened.count == count
     assert opened.labels.dtype == np.int64
     assert np.array_equal(opened.labels, labels)
@@ -55,7 +56,7 @@ def test_numpy_reads_what_we_wrote_and_the_bytes_repeat(tmp_path):
 
 def test_no_labels_means_unlabelled(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((3, 2, 2), np.uint8))
-    assert open_images(tmp_path / "a.npz", 2).labels.tolist() == [-1, -1, -1]
+    assert open_images(tmp_path / "a.npz", CLASSES[:2]).labels.tolist() == [-1, -1, -1]
 
 
 @pytest.mark.parametrize("name", ["images", "labels"])
@@ -64,7 +65,7 @@ def test_pickled_objects_are_refused_and_never_loaded(tmp_path, name):
     arrays[name] = np.array([Boom()], dtype=object)
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(UserError, match=f"`{name}` holds pickled Python objects"):
-        open_images(tmp_path / "a.npz", 2)
+        open_images(tmp_path / "a.npz", CLASSES[:2])
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_pickled_objects_are_refused_and_never_loaded(tmp_path, name):
 def test_wrong_arrays_are_named(tmp_path, arrays, message):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(UserError, match=message) as error:
-        open_images(tmp_path / "a.npz", num_classes=3)
+        open_images(tmp_path / "a.npz", CLASSES)
     assert "a.npz" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -98,7 +99,7 @@ def test_wrong_arrays_are_named(tmp_path, arrays, message):
 def test_no_archive(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"a.npz is no readable .npz archive"):
-        open_images(tmp_path / "a.npz", 2)
+        open_images(tmp_path / "a.npz", CLASSES[:2])
 
 
 def test_damaged_pixels_are_found(tmp_path):
@@ -108,7 +109,7 @@ def test_damaged_pixels_are_found(tmp_path):
     content[1000] ^= 1
     path.write_bytes(bytes(content))
     with pytest.raises(UserError, match="damaged"):
-        list(open_images(path, 2).images())
+        list(open_images(path, CLASSES[:2]).images())
 
 
 def test_header_that_promises_more_than_there_is(tmp_path):
@@ -118,15 +119,30 @@ def test_header_that_promises_more_than_there_is(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("images.npy", buffer.getvalue() + bytes(640))
     with pytest.raises(UserError, match="end early"):
-        open_images(tmp_path / "a.npz", 2)
+        open_images(tmp_path / "a.npz", CLASSES[:2])
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     path = tmp_path / "a.npz"
     np.savez_compressed(path, images=np.zeros((2000, 160, 160), np.uint8))  # 51 MB
     tracemalloc.start()
-    count = sum(1 for _ in open_images(path, 2).images())
+    count = sum(1 for _ in open_images(path, CLASSES[:2]).images())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 2000
     assert peak < 25 << 20
+
+
+def test_labels_of_numbered_classes_that_are_not_in_numeric_order(tmp_path):
+    """Label 2 is the class that stands third, but who wrote it means the class 2."""
+    classes = sorted(map(str, range(12)))
+    write_npz(tmp_path / "a.npz", images=np.zeros((3, 8, 8), np.uint8), labels=np.array([0, -1, 2]))
+    with pytest.raises(UserError, match=r"label 2 is .* named '10', .* deliver class folders"):
+        open_images(tmp_path / "a.npz", classes)
+    for fine in (sorted(classes, key=int), [*classes[:2], "2", *classes[3:-1], "x"]):
+        assert open_images(tmp_path / "a.npz", fine).labels.tolist() == [0, -1, 2]
+    write_npz(tmp_path / "b.npz", images=np.zeros((2, 8, 8), np.uint8), labels=np.array([0, 1]))
+    assert open_images(tmp_path / "b.npz", classes).labels.tolist() == [
+        0,
+        1,
+    ]  # in their places in both orders

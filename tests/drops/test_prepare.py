@@ -43,6 +43,7 @@ def test_prepared_drop_keeps_its_contract(tmp_path):
         "skipped": 0,
         "skipped_files": [],
         "ignored_files": 0,
+        "ignored": {},
     }
     images = np.load(tmp_path / "out" / "images.npy", allow_pickle=False)
     labels = np.load(tmp_path / "out" / "labels.npy", allow_pickle=False)
@@ -246,6 +247,36 @@ def test_unreadable_files_are_listed_in_the_metric_when_skipping_is_permitted(tm
     (source / "dog" / "text.png").unlink()
     prepare(source, tmp_path / "without")
     assert contents(tmp_path / "out") == contents(tmp_path / "without")
+
+
+def test_files_that_are_no_images_are_counted_by_kind(tmp_path):
+    source = class_folders(tmp_path / "raw", per_class=1)
+    for name in ("README.md", "cat/a.txt", "cat/b.TXT"):
+        (source / name).write_text("x")
+    summary = prepare(source, tmp_path / "out")
+    assert (summary["ignored_files"], summary["ignored"]) == (3, {".md": 1, ".txt": 2})
+
+
+def test_pictures_in_formats_that_are_not_read_are_unreadable_images(tmp_path):
+    source = class_folders(tmp_path / "raw", per_class=1)
+    (source / "cat" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
+    with pytest.raises(
+        UserError, match=r"1 unreadable image\(s\): cat/phone.heic \(.heic is not read\); convert"
+    ):
+        prepare(source, tmp_path / "out")
+    summary = prepare(source, tmp_path / "out", skip_unreadable=True)
+    assert summary["skipped_files"] == ["cat/phone.heic (.heic is not read)"]
+    assert summary["ignored_files"] == 0
+
+
+def test_the_remedy_for_images_that_do_not_fit_is_one_that_works(tmp_path):
+    source = class_folders(tmp_path / "raw", per_class=1)
+    write_image(source / "cat" / "clear.png", pixels(0, 8, 8, 4))
+    with pytest.raises(UserError, match=r"cat/clear.png \(transparent pixels\); convert them$"):
+        prepare(source, tmp_path / "out")
+    write_image(source / "cat" / "large.png", pixels(0, 9, 9))
+    with pytest.raises(UserError, match=r"convert them, or set resize to crop or squash for 1 of them$"):
+        prepare(source, tmp_path / "out")
 
 
 def test_nothing_readable_is_an_error_even_when_skipping(tmp_path):
