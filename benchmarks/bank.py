@@ -12,14 +12,11 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import torch
 from certified import certified_metrics
 
-from crt.bank import write_bank
-from crt.data.store import open_store
-from crt.models.checkpoint import model_fingerprint
+from crt.bank import record
 from crt.project import Project
-from crt.training.fit import Files, fit, load_teacher
+from crt.training.fit import Files, fit, student_job
 
 ROOT = Path(__file__).resolve().parents[1]
 VIEWS = [0, 5, 15, 45]  # 0: a live teacher
@@ -28,18 +25,15 @@ N = 1000
 
 def run(views: int, seed: int, student: str, folder: Path) -> float:
     """Train one student, certify it, and return its ACR."""
-    config = Project(ROOT).composed([f"student={student}", f"seed={seed}", f"bank.views={views}"])[1]
+    bank = ["bank=logits", f"bank.views={views}"] if views else ["bank=none"]
+    config = Project(ROOT).composed([f"student={student}", f"seed={seed}", *bank])[1]
     teacher = ROOT / "models/teacher"
     drops = [ROOT / "prepared/train" / drop for drop in config.data.drops]
     banks = [folder / f"bank-{drop.name}" for drop in drops] if views else None
-    if banks is not None:
-        frozen = load_teacher(teacher, open_store(drops[0]), config.sigma, torch.device("cpu"))
-        for drop, bank in zip(drops, banks, strict=True):
-            write_bank(
-                frozen, model_fingerprint(teacher), open_store(drop), config, torch.device("cpu"), bank, folder / "bank"
-            )  # fmt: skip
-    files = Files(folder / "model", folder / "training.tsv", folder / "results.json", folder / "work")
-    fit("student", config, config.student, config.method, drops, teacher, files, None, banks)
+    for drop, out in zip(drops, banks or [], strict=banks is not None):
+        record(config, drop, teacher, out, folder / "work")
+    files = Files.of("student", folder / "work", folder)
+    fit(student_job(config, drops, teacher, banks=banks), files)
     metrics = certified_metrics(files.model, ROOT / "prepared/test", folder / "certificates.tsv", config, n=N)
     return float(metrics["acr"])
 

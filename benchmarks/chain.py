@@ -15,7 +15,7 @@ from pathlib import Path
 from certified import certified_metrics
 
 from crt.project import Project
-from crt.training.fit import Files, fit
+from crt.training.fit import Files, fit, student_job
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATIONS = ["resnet", "convnext", "regnet"]
@@ -25,8 +25,8 @@ N = 1000
 def train(student: str, teacher: Path, seed: int, folder: Path) -> Path:
     config = Project(ROOT).composed([f"student={student}", f"seed={seed}"])[1]
     drops = [ROOT / "prepared/train" / drop for drop in config.data.drops]
-    files = Files(folder / "model", folder / "training.tsv", folder / "results.json", folder / "work")
-    fit("student", config, config.student, config.method, drops, teacher, files)
+    files = Files.of("student", folder / "work", folder)
+    fit(student_job(config, drops, teacher), files)
     return files.model
 
 

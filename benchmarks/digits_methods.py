@@ -13,7 +13,7 @@ import os
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from certified import certified_metrics
@@ -24,7 +24,7 @@ from crt.drops.layout import read_classes
 from crt.drops.prepare import prepare_drop
 from crt.project import Project
 from crt.spec import ImageSpec
-from crt.training.fit import Files, fit
+from crt.training.fit import Files, fit, student_job
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGMA, N = 0.25, 1000
@@ -80,18 +80,10 @@ def run(label: str, row: Row, seed: int, drops: list[Path], test: Path, models: 
     overrides = [*RECIPE, f"seed={seed}", f"method={row.method}"]
     config = Project(ROOT).composed(overrides + [f"method.{change}" for change in row.changes])[1]
     folder = models / f"{label}-{seed}"
-    teacher = models / f"{row.teacher}-{seed}" if row.teacher else None
-    files = Files(folder / "model", folder / "training.tsv", folder / "results.json", folder / "work")
+    job = student_job(config, drops, models / f"{row.teacher}-{seed}/models/student" if row.teacher else None)
+    files = Files.of("student", folder / "work", folder)
     start = time.perf_counter()
-    fit(
-        label,
-        config,
-        config.teacher,
-        config.method,
-        drops,
-        teacher / "model" if teacher else None,
-        files,
-    )
+    fit(replace(job, name=label, recipe=config.teacher), files)
     seconds = time.perf_counter() - start
 
     certify = config.certify

@@ -2,8 +2,8 @@
 
     python benchmarks/epochs.py --teacher models/teacher --drops prepared/train/<drop> --test prepared/test [--rows 'as it was*']
 
-CRT of the option `resnet` at its smallest (conf/networks/tiny.yaml), on CIFAR-10 or another set of 32-pixel images. Every row
-sees the same views of the images, one per epoch, from a bank of the teacher's logits. An interrupted run goes on where it was;
+CRT of the option `resnet` at its smallest (conf/network/tiny), on CIFAR-10 or another set of 32-pixel images. Every row
+sees the same views of the images, one per epoch, from a bank of the teacher's logits. An interrupted run continues where it was;
 --rows takes the rows that match, so that several processes can share the work; the table (--out) has all that are done.
 """
 
@@ -19,12 +19,13 @@ from certified import certified_metrics
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from crt.bank import BankBatches, write_bank
+from crt.bank import Replayed, record
 from crt.config import Config
 from crt.data.statistics import mean_and_std
 from crt.data.store import open_store
+from crt.devices import choose_device
 from crt.files import write_text
-from crt.methods.base import Batch, Loss, Method
+from crt.methods.base import Batch, Loss, Method, Teacher
 from crt.methods.crt import crt
 from crt.models.build import build_model
 from crt.models.checkpoint import ModelInfo, load_info, model_fingerprint, save_model
@@ -32,7 +33,7 @@ from crt.project import Project
 from crt.training.batches import Batches
 from crt.training.fit import load_teacher
 from crt.training.loop import train
-from crt.training.numerics import start_fabric
+from crt.training.numerics import choose_precision, start_fabric
 from crt.training.seeds import derive_seed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +41,8 @@ SHORT, LONG = 4, (8, 16, 32, 64)  # epochs
 N0, N, IMAGES = 50, 400, 300
 SETTINGS = [
     "student=resnet",
-    "networks=tiny",
+    "scale=tiny",
+    "bank=logits",
     "data.augment.crop_padding=4",
     "data.augment.flip=true",
     "student.batch_size=128",
@@ -116,19 +118,27 @@ def learn(row: Row, drops: list[Path], banks: list[Path], teacher: Path, folder:
     changes = [f"student.{change}" for change in (*row.changes, f"epochs={epochs}")]
     config = Project(ROOT).composed([*SETTINGS, "student.warmup_epochs=0", *changes])[1]
     recipe, stores = config.student, [open_store(drop) for drop in drops]
-    fabric = start_fabric(config.runtime, recipe.bfloat16_on_cpu)
-    frozen = load_teacher(teacher, stores[0], config.sigma, fabric.device)
     info, (mean, std) = load_info(teacher), mean_and_std(stores)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     model = build_model(recipe.arch, stores[0].spec, recipe.arch_args, mean, std)
-    loading = {**config.data.augment.model_dump(), "seed": config.seed, "device": fabric.device}
-    method: Method = crt(teacher=frozen, alpha=1.0)
-    batches: Batches
+    device, how = choose_device(config.runtime.device), config.data.augment
+    fabric = start_fabric(
+        device, choose_precision(config.runtime.precision, model, stores[0].spec.shape, device)
+    )
+    frozen = load_teacher(teacher, stores[0], config.sigma, fabric.device)
     if row.draws > 1:
-        method = drawing(method, row.draws)
-        batches = Batches(stores, recipe.batch_size // row.draws, **loading)
+        method, moves = drawing(crt(teacher=Teacher(frozen), alpha=1.0), row.draws), None
     else:
-        batches = BankBatches(stores, banks, recipe.batch_size, **loading)
+        replayed = Replayed(frozen, stores, banks, seed=config.seed, how=how)
+        method, moves = crt(teacher=replayed, alpha=1.0), replayed.moves
+    batches = Batches(
+        stores,
+        recipe.batch_size // row.draws,
+        **how.model_dump(),
+        seed=config.seed,
+        device=fabric.device,
+        moves=moves,
+    )
     averaging = Averaging(method, model, row.average) if row.average else None
     if averaging:
         shutil.rmtree(folder / "work", ignore_errors=True)  # the average is in no checkpoint
@@ -168,19 +178,9 @@ def certify(model: Path, test: Path, out: Path) -> dict[str, float]:
 def banks_of(drops: list[Path], teacher: Path, work: Path) -> list[Path]:
     config: Config = Project(ROOT).composed(SETTINGS)[1]
     banks = [work / f"bank-{drop.name}" for drop in drops]
-    frozen = load_teacher(teacher, open_store(drops[0]), config.sigma, torch.device("cpu"))
     for drop, bank in zip(drops, banks, strict=True):
         if not bank.is_dir():
-            fingerprint = model_fingerprint(teacher)
-            write_bank(
-                frozen,
-                fingerprint,
-                open_store(drop),
-                config,
-                torch.device("cpu"),
-                bank,
-                work / f"views-{drop.name}",
-            )
+            record(config, drop, teacher, bank, work)
     return banks
 
 

@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from crt.methods import build_method
-from crt.methods.base import Batch
+from crt.methods.base import Batch, Teacher, find_method
 from crt.models.build import build_model
 from crt.project import Project
 from crt.spec import ImageSpec
@@ -63,7 +62,7 @@ def stepper(name: str, settings: dict[str, Any], arch: str, device: torch.device
         return build_model(arch, ImageSpec.numbered(10, 32, 3), None, [0.5] * 3, [0.25] * 3).to(device)
 
     model, size = network().train(), NOISY_IMAGES // settings.get("num_noise", 1)
-    method = build_method(name, settings, network() if name == "crt" else None)
+    method = find_method(name).build(settings, Teacher(network()))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     generator = torch.Generator(device).manual_seed(0)
     batch = Batch(

@@ -27,7 +27,7 @@ from crt.drops.prepare import prepare_drop
 from crt.files import write_text
 from crt.models.checkpoint import load_info
 from crt.project import Project
-from crt.training.fit import Files, fit
+from crt.training.fit import Files, fit, student_job
 
 ROOT = Path(__file__).resolve().parents[1]
 DROPS = 5
@@ -126,14 +126,14 @@ def run(row: Row, drops: list[Path], test: Path, teacher: Path, work: Path) -> d
     if found.is_file():
         return json.loads(found.read_text())
     config = Project(ROOT).composed([*RECIPE, f"method={row.method}", *row.changes])[1]
-    files = Files(folder / "model", folder / "training.tsv", folder / "results.json", folder / "work")
+    files = Files.of("student", folder / "work", folder)
     if not files.results.is_file():
-        init = work / row.init / "model" if row.init else None
-        fit(row.key, config, config.student, config.method, drops[: row.drops], teacher, files, init)
-    results = json.loads(files.results.read_text())
+        init = work / row.init / "models/student" if row.init else None
+        fit(student_job(config, drops[: row.drops], teacher, init), files)
+    results, times = (json.loads(file.read_text()) for file in (files.results, files.times))
     outcome = {
         **certify(files.model, test, folder / "certificates.tsv", config),
-        "seconds": results["train_seconds"],
+        "seconds": times["seconds"],
         "epochs": results["epochs"],
         "images": row.drops * len(open_store(drops[0])),
     }

@@ -32,19 +32,19 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from crt.bank import BankBatches, write_bank
-from crt.config import Recipe, Runtime
+from crt.bank import Replayed, write_bank
+from crt.config import Augment, Recipe, Runtime
 from crt.data.store import Store
-from crt.devices import has_bfloat16_units
+from crt.devices import choose_device, has_bfloat16_units
 from crt.memory import keep_freed_memory
+from crt.methods.base import Teacher
 from crt.methods.crt import crt
 from crt.models.build import build_model
-from crt.project import Project
 from crt.spec import ImageSpec
 from crt.training.batches import Batches
 from crt.training.fit import frozen_teacher
 from crt.training.loop import train
-from crt.training.numerics import precision_of, start_fabric
+from crt.training.numerics import choose_precision, start_fabric
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = ["cifar_resnet20", "resnet18", "convnext_atto", "regnetx_002"]
@@ -137,32 +137,27 @@ def ours(
 ) -> Callable[[], float]:
     """The student stage's loop: a function that trains for an epoch to warm up and one that counts."""
     keep_freed_memory()
-    fabric = start_fabric(runtime, bfloat16_on_cpu=True)
-    model = network(arch)
-    precision = "float32" if bank is not None else precision_of(runtime, True, fabric.device)
-    teacher = frozen_teacher(
-        network(teacher_arch).to(fabric.device), torch.Size([3, SIZE, SIZE]), getattr(torch, precision)
-    )
+    device, model = choose_device(runtime.device), network(arch)
+    fabric = start_fabric(device, choose_precision(runtime.precision, model, (3, SIZE, SIZE), device))
+    frozen = frozen_teacher(network(teacher_arch).to(fabric.device))
     count = batch * steps
     aside = np.zeros(count, bool)
     store = Store(
         Path("made up"), images[:count], labels[:count], ImageSpec.numbered(10, SIZE, 3), "0" * 64, aside
     )
-    loading: dict[str, Any] = {"crop_padding": 4, "flip": True, "seed": 0, "device": fabric.device}
-    batches = Batches([store], batch, **loading)
+    how = Augment(crop_padding=4, crop_area=1.0, flip=True)
+    teacher, moves = Teacher(frozen), None
     if bank is not None:
-        overrides = [
-            "bank.views=2",
-            "data.augment.flip=true",
-            "data.augment.crop_padding=4",
-            f"sigma={SIGMA}",
-        ]
-        config = Project(ROOT).composed(overrides)[1]
-        write_bank(teacher, "", store, config, fabric.device, bank, bank.with_name("work"))
-        batches = BankBatches([store], [bank], batch, **loading)
+        settings: dict[str, Any] = {"seed": 0, "how": how}
+        write_bank(
+            frozen, "", store, bank, bank.with_name("work"), views=2, sigma=SIGMA, device=fabric.device, **settings
+        )  # fmt: skip
+        teacher = Replayed(frozen, [store], [bank], **settings)
+        moves = teacher.moves
+    batches = Batches([store], batch, **how.model_dump(), seed=0, device=fabric.device, moves=moves)
     recipe = Recipe(
         key="benchmark", arch=arch, arch_args={}, epochs=2, batch_size=batch, optimizer="sgd", lr=0.01, weight_decay=1e-4,
-        scheduler="cosine", warmup_epochs=0, clip_grad=None, bfloat16_on_cpu=True,
+        scheduler="cosine", warmup_epochs=0, clip_grad=None,
     )  # fmt: skip
 
     def run() -> float:
@@ -174,7 +169,7 @@ def ours(
             )  # fmt: skip
         finally:
             shutil.rmtree(folder)
-        return progress.rows[-1]["images_per_second"]
+        return recipe.epochs * count / progress.seconds
 
     return run
 

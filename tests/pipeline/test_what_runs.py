@@ -63,7 +63,7 @@ EDITS = {
     "tests/conftest.py": set(),
 }
 NEW = {
-    "crt/methods/novel.py": "NEEDS_LABELS = True\n",
+    "crt/methods/novel.py": "NEEDS_LABELS = True\nTEACHER = None\n",
     "conf/student/novel.yaml": "defaults: [_sgd, _self_]\nkey: novel\n",
     "conf/network/tiny/novel.yaml": "arch: resnet18\nargs_for: null\narch_args: {}\nepochs: 1\n",
     "crt/training/NOTES.md": "Not code.\n",

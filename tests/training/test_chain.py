@@ -13,7 +13,7 @@ from crt.certification.smoothing import SmoothedClassifier
 from crt.models.checkpoint import load_info, load_model, model_fingerprint
 from crt.project import Project
 from crt.spec import to_unit
-from crt.training.fit import Files, fit
+from crt.training.fit import Files, fit, student_job, teacher_job
 
 pytestmark = pytest.mark.slow
 
@@ -47,20 +47,17 @@ def acr(folder: Path, images: torch.Tensor, labels: torch.Tensor) -> float:
 def test_three_generations(digits, tmp_path, capsys):
     drop, images, labels = digits
 
-    def train(role: str, name: str, overrides: list[str], teacher: Path | None) -> Path:
+    def train(name: str, overrides: list[str], teacher: Path | None) -> Path:
         config = Project(ROOT).composed([*RECIPE, *TEACHER, *overrides])[1]
-        files = Files(tmp_path / name, tmp_path / f"{name}.tsv", tmp_path / f"{name}.json", tmp_path / "work")
-        recipe, method = (
-            (config.teacher, config.teacher.method) if role == "teacher" else (config.student, config.method)
-        )
-        fit(name, config, recipe, method, [drop], teacher, files)
+        files = Files.of(name, tmp_path / "work", tmp_path)
+        fit(teacher_job(config, drop) if teacher is None else student_job(config, [drop], teacher), files)
         return files.model
 
-    model = train("teacher", "teacher", [], None)
+    model = train("teacher", [], None)
     found = {"teacher": acr(model, images, labels)}
     for student in GENERATIONS:
         before = model
-        model = train("student", student, [f"student={student}"], before)
+        model = train(student, [f"student={student}"], before)
         assert load_info(model).teacher_fingerprint == model_fingerprint(before)
         found[student] = acr(model, images, labels)
     with capsys.disabled():
