@@ -176,3 +176,5 @@ def _report(found: DataSet) -> None:
         )
     if found.skipped:
         print(f"left out: {len(found.skipped)} unreadable image(s): {first_ten(found.skipped)}")
+    if found.ignored:
+        print(f"not used: {first_ten(found.ignored)}")

@@ -167,6 +167,7 @@ def _check(
         return check_drop(
             folder,
             spec=spec,
+            validation=data.validation,
             skip_unreadable=data.skip_unreadable,
             test_hashes=tested,
             look=look,
@@ -193,7 +194,13 @@ def _report(drop: str, summary: dict[str, Any]) -> None:
         ("unlabelled", "unlabelled"),
         ("duplicates", "copies of others in the drop"),
         ("skipped", "unreadable, left out when prepared"),
-        ("ignored_files", "other files, ignored"),
     ):
         if summary[key]:
             print(f"  {what}: {summary[key]} ({summary[key] / summary['images']:.1%})")
+    if aside := summary["validation"]["images"]:
+        print(f"  set aside for validation: {aside} ({aside / summary['images']:.1%})")
+    if whole := summary["validation"]["whole_classes"]:
+        print(f"  no image is left for training of the class: {first_ten(whole)}")
+    if summary["ignored"]:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in summary["ignored"].items())
+        print(f"  other files, ignored: {summary['ignored_files']} ({kinds})")

@@ -49,20 +49,6 @@ class Drop:
         """Number of images."""
         return len(self.files) + sum(archive.count for archive in self.archives)
 
-    @property
-    def names(self) -> list[str]:
-        """What each image is called when it is prepared: its path in the drop, or `<archive>#<index>`."""
-        inside = [
-            f"{archive.path.name}#{index}" for archive in self.archives for index in range(archive.count)
-        ]
-        return [file.name for file in self.files] + inside
-
-    @property
-    def labels(self) -> list[int]:
-        """The label of each image, -1 if unlabelled."""
-        inside = [label for archive in self.archives for label in archive.labels.tolist()]
-        return [file.label for file in self.files] + inside
-
 
 def read_classes(data_dir: Path, num_classes: int) -> list[str]:
     """The class names of `classes.txt`, one per line; a label is a line's number, from 0.

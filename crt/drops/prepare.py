@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from tqdm import tqdm
 
-from crt.data.store import FORMAT, open_store, read_hashes, shard_name
+from crt.data.store import FORMAT, shard_name
 from crt.drops.images import (
     ImageError,
     MisfitImageError,
@@ -23,7 +23,7 @@ from crt.drops.images import (
 from crt.drops.layout import Drop, ImageFile, by_suffix, first_ten, read_drop
 from crt.drops.parallel import map_chunks
 from crt.drops.split import in_validation
-from crt.errors import FileError, UserError
+from crt.errors import UserError
 from crt.files import replacing
 from crt.spec import ImageSpec
 
@@ -98,50 +98,16 @@ def check_drop(
 
 
 def raw_hashes(
-    source: Path,
-    *,
-    spec: ImageSpec,
-    prepared: Path | None = None,
-    skip_unreadable: bool = False,
-    workers: int = 0,
+    source: Path, *, spec: ImageSpec, skip_unreadable: bool = False, workers: int = 0
 ) -> dict[str, str]:
-    """Pixel hash -> name of a raw drop's images, as `read_hashes` gives it for a prepared one.
-
-    Args:
-        source: the raw drop.
-        spec: what its images are brought to.
-        prepared: where `prepare_drop` writes the drop, if anywhere. Up to date, it saves decoding.
-        skip_unreadable: leave unreadable image files out instead of failing.
-        workers: processes that decode; 0: one per core.
-
-    Raises:
-        UserError: as `prepare_drop`.
-    """
-    drop = read_drop(source, spec.classes)
-    if prepared is not None and _is_current(prepared, drop, spec):
-        return read_hashes(prepared / "index.parquet")
+    """Pixel hash -> name of a raw drop's images, as `read_hashes` gives it for a prepared one."""
     hashes: dict[str, str] = {}
+    drop = read_drop(source, spec.classes)
     rows = _decoded_images(drop, spec, 0.0, workers)
     _examine(
         drop, rows, spec, skip_unreadable, None, False, lambda row: hashes.update({row.sha256: row.name})
     )
     return hashes
-
-
-def _is_current(prepared: Path, drop: Drop, spec: ImageSpec) -> bool:
-    """Whether a prepared drop has the raw one's images, by name and label, and no file was written after it."""
-    try:
-        store = open_store(prepared)
-    except FileError:
-        return False
-    files = [file.path for file in drop.files] + [archive.path for archive in drop.archives]
-    written = (prepared / "index.parquet").stat().st_mtime_ns
-    return (
-        store.spec == spec
-        and store.names == drop.names
-        and store.labels.tolist() == drop.labels
-        and all(file.stat().st_mtime_ns < written for file in files)
-    )
 
 
 @dataclass

@@ -45,7 +45,7 @@ def test_a_folder_becomes_a_drop(repo, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "the drop 2025-04: 7 images (3 4, 7 3)" in out
     assert "copies of others in the drop: 1 (14.3%)\n" in out
-    assert "other files, ignored: 1 (14.3%)\n" in out
+    assert "other files, ignored: 1 (.md 1)\n" in out
     assert "dvc repro" in out
     assert tree(repo / "data" / "train" / "2025-04") == tree(source)
     assert listed_drops(repo) == [*SAMPLE, "2025-04"]

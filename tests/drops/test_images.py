@@ -119,7 +119,7 @@ def test_jpeg_by_its_other_names(tmp_path, suffix):
 def test_formats_that_are_not_read_are_named(tmp_path):
     (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
     assert ".heic" in SUFFIXES
-    with pytest.raises(UnreadableImageError, match=".heic is not read"):
+    with pytest.raises(UnreadableImageError, match=r"\.heic is not read"):
         decode_image(tmp_path / "a.HEIC", RGB8)
 
 

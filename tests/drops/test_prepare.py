@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -333,55 +332,6 @@ def test_images_of_the_test_set_are_named(tmp_path):
     assert "11 image(s) that also stand in the test set: dog/copy00.bmp (test image owl/000.png)" in message
     assert "dog/copy09.bmp" in message
     assert "copy10" not in message
-
-
-@pytest.mark.parametrize("archive", [False, True])
-def test_hashes_come_from_the_prepared_drop_while_it_is_up_to_date(tmp_path, archive):
-    source, out = class_folders(tmp_path / "test", 2), tmp_path / "out"
-    if archive:
-        images = np.stack([pixels(seed) for seed in range(6)])
-        shutil.rmtree(source)
-        source.mkdir()
-        write_npz(source / "a.npz", images=images, labels=np.arange(6) // 2)
-    expected = raw_hashes(source, spec=GREY8, prepared=out)
-    assert len(expected) == 6
-    prepare(source, out)
-    assert raw_hashes(source, spec=GREY8, prepared=out) == expected == read_hashes(out / "index.parquet")
-    # A mark in the index shows where the hashes come from.
-    index = pd.read_parquet(out / "index.parquet")
-    index.loc[0, "sha256"] = "0" * 64
-    index.to_parquet(out / "index.parquet")
-    assert "0" * 64 in raw_hashes(source, spec=GREY8, prepared=out)
-    for damage in (
-        lambda: os.utime(next(file for file in source.rglob("*.*"))),
-        lambda: (out / "labels.npy").unlink(),
-    ):
-        time.sleep(0.01)
-        damage()
-        assert raw_hashes(source, spec=GREY8, prepared=out) == expected
-        prepare(source, out)
-
-
-@pytest.mark.parametrize("change", ["added", "removed", "renamed", "moved to another class", "other classes"])
-def test_a_prepared_drop_of_other_files_is_not_believed(tmp_path, change):
-    source, out = class_folders(tmp_path / "test", 2), tmp_path / "out"
-    prepare(source, out)
-    os.utime(out / "index.parquet", (time.time() + 100,) * 2)
-    spec = GREY8
-    if change == "added":
-        write_image(source / "cat" / "new.png", pixels(77))
-    elif change == "removed":
-        (source / "cat" / "000.png").unlink()
-    elif change == "renamed":
-        (source / "cat" / "000.png").rename(source / "cat" / "00.png")
-    elif change == "moved to another class":
-        (source / "cat" / "001.png").rename(source / "dog" / "002.png")
-    else:
-        spec = replace(GREY8, classes=("owl", "cat", "dog"))
-    names = set(raw_hashes(source, spec=spec, prepared=out).values())
-    prepare_drop(source, tmp_path / "again", spec=spec)
-    assert names == set(open_store(tmp_path / "again").names)
-    assert (change == "other classes") == (names == set(open_store(out).names))
 
 
 def test_all_findings_come_at_once(tmp_path):
