@@ -1,10 +1,9 @@
 """Certify a trained model as a benchmark's row."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crt.certification.run import Settings, certify_store
+from crt.certification.run import certify_store
 from crt.config import Config
 from crt.data.store import open_store
 from crt.evaluation.certificates import read_certificates
@@ -18,30 +17,24 @@ def certified_metrics(folder: Path, test: Path, out: Path, config: Config, **cha
     The certificates go to `out`, a TSV; a run that was interrupted goes on beside it.
     """
     model, info = load_model(folder)
-    settings = Settings(
-        sigma=info.sigma,
-        mode="exact",
-        n0=100,
-        n=1000,
-        alpha=0.001,
-        radii=tuple(config.certify.radii),
-        seed=0,
-        stride=1,
-        max_images=None,
-        skip_misclassified=False,
-        allow_sigma_mismatch=False,
-        precision="float32",
-        compile=False,
-        device=config.runtime.device,
-        batch_size=None,
-    )
+    plain = {
+        "mode": "exact",
+        "n0": 100,
+        "n": 1000,
+        "alpha": 0.001,
+        "precision": "float32",
+        "batch_size": None,
+    }
+    every = {"stride": 1, "max_images": None, "skip_misclassified": False, "allow_sigma_mismatch": False}
     certify_store(
         model,
         info,
         model_fingerprint(folder),
         open_store(test),
-        replace(settings, **changes),
+        config.certify.model_copy(update=plain | every | changes),
         out,
         out.with_name("certify"),
+        sigma=info.sigma,
+        device=config.runtime.device,
     )
     return compute_metrics(read_certificates(out))

@@ -32,8 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from crt.certification import bounds
-from crt.certification.noise import image_key
-from crt.certification.procedures import Draws, Procedure, Stage, estimate_adaptive, top_class
+from crt.certification.noise import noise_key, rounded_gaussian
+from crt.certification.procedures import Draws, Procedure, Selected, Stage, estimate_adaptive, top_class
 from crt.certification.smoothing import SmoothedClassifier
 from crt.certification.votes import (
     DTYPES,
@@ -48,7 +48,7 @@ from crt.data.store import Store, open_store
 from crt.inference.fold import fold_batchnorm
 from crt.models.build import build_model
 from crt.models.checkpoint import load_model, model_fingerprint
-from crt.spec import ImageSpec, to_unit
+from crt.spec import ImageSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGMA = 0.25
@@ -94,7 +94,7 @@ def speed(args: argparse.Namespace) -> None:
         .to(device)
         .eval()
     )
-    image = torch.rand(size, device=device)
+    image = torch.randint(0, 256, size, device=device) / 255
     with FlopCounterMode(display=False) as counter:
         model(image[None])
     flops = counter.get_total_flops()
@@ -169,7 +169,7 @@ def adaptive(args: argparse.Namespace) -> None:
     store = open_store(args.images)
     images, device = chosen(store, args.count), torch.device(args.device)
     counter = vote_counter(fold_batchnorm(model), store, info.sigma, device, args.precision)
-    table = bounds.stopping_table(args.radii, info.sigma, args.n, ALPHA)
+    table = bounds.stopping_table(tuple(args.radii), info.sigma, args.n, ALPHA)
     facts = [
         model_fingerprint(args.model),
         store.fingerprint,
@@ -183,9 +183,11 @@ def adaptive(args: argparse.Namespace) -> None:
     found = {idx: row for idx, *row in map(json.loads, decided.open())} if decided.exists() else {}
     left = [idx for idx in images if idx not in found]
     sure = foreseen(table, args.n) if left else table
-    tasks = ((idx, to_unit(store.images[idx]), both(table, sure, int(store.labels[idx]))) for idx in left)
+    tasks = ((idx, store.images[idx], both(table, sure, int(store.labels[idx]))) for idx in left)
     with decided.open("a", buffering=1) as file:
-        for idx, row, _ in tqdm(run_procedures(counter, tasks, seed=0), "certify", len(left), unit="image"):
+        for idx, row, _ in tqdm(
+            run_procedures(counter, tasks, "benchmark"), "certify", len(left), unit="image"
+        ):
             file.write(json.dumps([idx, *row]) + "\n")
             found[idx] = row
 
@@ -222,7 +224,10 @@ def both(table: bounds.StoppingTable, sure: bounds.StoppingTable, label: int) ->
     c = top_class((yield Draws(Stage.SELECTION, 0, N0)))
     if c != label:
         return [-1.0, -1.0, N0]
-    certificates, running = {}, {0: estimate_adaptive(table, c), 1: estimate_adaptive(sure, c)}
+    certificates, running = (
+        {},
+        {mode: estimate_adaptive(rule, Selected(c, N0)) for mode, rule in enumerate((table, sure))},
+    )
     for estimate in running.values():
         asked = next(estimate)  # the same for both, always: their looks are the same
     while running:
@@ -270,11 +275,13 @@ def precisions(args: argparse.Namespace) -> None:
     model, info = load_model(args.model)
     store = open_store(args.images)
     idxs = chosen(store, args.count)
-    images = [to_unit(store.images[idx]) for idx in idxs]
     labels = np.array([store.labels[idx] for idx in idxs])
     device, folded = torch.device(args.device), fold_batchnorm(model)
+    fineness, draws = rounded_gaussian(info.sigma).fineness, Draws(Stage.SELECTION, 0, args.n)
+    images = [np.ascontiguousarray(store.images[idx]) for idx in idxs]
     requests = [
-        Request(image.to(device), image_key(image, 0), Draws(Stage.SELECTION, 0, args.n)) for image in images
+        Request(image.reshape(-1).astype(np.int16) * fineness, noise_key(image, "benchmark"), draws)
+        for image in images
     ]
     votes: dict[str, np.ndarray] = {}
     for precision in args.precisions.split(","):
@@ -311,9 +318,9 @@ def chosen(store: Store, count: int) -> range:
 def vote_counter(
     folded: nn.Module, store: Store, sigma: float, device: torch.device, precision: Precision
 ) -> VoteCounter:
-    shape = to_unit(store.images[0]).shape
+    shape = store.spec.shape
     network = certified_network(folded, shape, sigma, device, precision, compile_network=False)
-    return VoteCounter(network, shape, sigma, device, precision, None)
+    return VoteCounter(network, shape, rounded_gaussian(sigma), device, precision, None)
 
 
 # output

@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "stopping_rules.md")
     args = parser.parse_args()
 
-    built = bounds.stopping_table(RADII, SIGMA, N, ALPHA)
+    built = bounds.stopping_table(tuple(RADII), SIGMA, N, ALPHA)
     votes = votes_at_looks(args.images, built.looks)
     lower = np.array([bounds.lower_bound(int(k), N, ALPHA) for k in votes[-1]])
     exact = (lower >= np.array(built.p_lower)[:, None]).sum(0)

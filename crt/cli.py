@@ -181,6 +181,13 @@ def generations(
     run(Project(root), students or [], overrides or [])
 
 
+def _seed(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise UserError(f"--seed is {text!r}: give a whole number, such as 17 or 0x11") from None
+
+
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files")],
@@ -189,10 +196,19 @@ def predict(
     n: Annotated[int, typer.Option(help="Noise draws that estimate its probability")] = 10_000,
     alpha: Annotated[float, typer.Option(help="Chance of a false certificate")] = 0.001,
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of the noise")] = 0,
+    seed: Annotated[
+        str | None,
+        typer.Option(
+            help="The noise's seed, such as 0x1f, to check an earlier answer [secret, new each time]"
+        ),
+    ] = None,
     precision: Annotated[
         Literal["float32", "bfloat16", "int8"], typer.Option(help="The one that it was certified in")
     ] = "float32",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="The one that it was certified with, if one was set [by device and image]"),
+    ] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object per line")] = False,
 ) -> None:
     """Classify image files: class or abstention, and the certified l2 radius."""
@@ -205,8 +221,9 @@ def predict(
         n=n,
         alpha=alpha,
         device=device,
-        seed=seed,
+        seed=None if seed is None else _seed(seed),
         precision=precision,
+        batch_size=batch_size,
         json_lines=json_lines,
     )
 

@@ -1,5 +1,9 @@
-"""The statistics of randomized smoothing: confidence bounds, the radius, stopping tables, PREDICT's test. No torch, no I/O."""
+"""The statistics of randomized smoothing: confidence bounds, the radius, stopping tables, PREDICT's test. No torch, no I/O.
 
+What is claimed is rounded down, and what must be reached is rounded up, by more than the functions used here can be wrong.
+"""
+
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,22 +14,28 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import beta, binom
 
 FIRST_LOOK, GROWTH = 64, 1.05  # looks at the votes, and how much further on the next one is
+SLACK = 1e-6  # share of alpha that pays for the error of SciPy's beta quantile (measured: 6e-10)
+ULPS = 1e-14  # relative error, far above that of SciPy's normal distribution and its inverse
+LEAST_ADAPTIVE_ALPHA = 1e-12  # below it, rounding within the tables would count
 FUTILITY = 0.01  # chance, at each look, to give up a radius that the last look would just have certified
 
 
 def lower_bound(k: int, n: int, alpha: float) -> float:
-    """One-sided Clopper-Pearson bound: P(lower_bound(K, n, alpha) > p) <= alpha for K ~ Binomial(n, p)."""
-    return float(beta.ppf(alpha, k, n - k + 1)) if k > 0 else 0.0
+    """One-sided Clopper-Pearson bound: P(lower_bound(K, n, alpha) > p) <= alpha for K ~ Binomial(n, p). Rounded down."""
+    return math.nextafter(float(beta.ppf(alpha * (1 - SLACK), k, n - k + 1)), 0) if k > 0 else 0.0
 
 
 def radius(p_lower: float, sigma: float) -> float:
-    """l2 radius in which a class of probability >= p_lower stays on top (Cohen et al. 2019, theorem 1, p_B = 1 - p_A)."""
-    return float(sigma * ndtri(p_lower))
+    """l2 radius in which a class of probability >= p_lower stays on top (Cohen et al. 2019, theorem 1, p_B = 1 - p_A).
+
+    p_lower >= 1/2. Rounded down, to 0 at least.
+    """
+    return max(float(sigma * ndtri(p_lower)) * (1 - ULPS), 0.0)
 
 
 def probability_at(r: float, sigma: float) -> float:
-    """The class probability that certifies l2 radius r: the inverse of `radius`."""
-    return float(ndtr(r / sigma))
+    """The class probability that certifies l2 radius r: the inverse of `radius`. Rounded up."""
+    return 0.5 if r == 0 else min(float(ndtr(r / sigma)) * (1 + ULPS), 1.0)
 
 
 def leads(first: int, second: int, alpha: float) -> bool:
@@ -37,8 +47,8 @@ def leads(first: int, second: int, alpha: float) -> bool:
 
 
 def least_draws(alpha: float) -> int:
-    """Fewest draws that can certify anything: the smallest n with lower_bound(n, n, alpha) = alpha^(1/n) > 1/2."""
-    return math.floor(math.log(alpha) / math.log(0.5)) + 1
+    """Fewest draws that can certify anything: the smallest n with lower_bound(n, n, alpha) > 1/2."""
+    return math.floor(math.log(alpha * (1 - SLACK)) / math.log(0.5)) + 1
 
 
 @dataclass(frozen=True)
@@ -56,12 +66,18 @@ class StoppingTable:
     futile: tuple[tuple[int, ...], ...]
 
 
-def stopping_table(radii: Sequence[float], sigma: float, n: int, alpha: float) -> StoppingTable:
-    """The table for l2 radii to report (0, the bare class, is added), with at most n draws."""
+@functools.lru_cache(maxsize=32)
+def stopping_table(
+    radii: tuple[float, ...], sigma: float, n: int, alpha: float, charge: float = 0.0
+) -> StoppingTable:
+    """The table for l2 radii to report (0, the bare class, is added), with at most n draws.
+
+    charge: what the class probability under the noise as drawn may exceed that under Gaussian noise by.
+    """
     ladder = (0.0, *sorted(set(radii) - {0.0}))
     needed = tuple(probability_at(r, sigma) for r in ladder)
     schedule = looks(n)
-    enough = tuple(enough_votes(p, schedule, alpha) for p in needed)
+    enough = tuple(enough_votes(min(p + charge, 1.0), schedule, alpha) for p in needed)
     futile = tuple(futile_votes(votes[-1], schedule) for votes in enough)
     return StoppingTable(ladder, needed, schedule, enough, futile)
 

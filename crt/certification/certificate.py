@@ -14,22 +14,24 @@ class Certificate:
     the label, so nothing was estimated and nothing is claimed.
     """
 
-    predict: int
+    predict: int  # the class, or ABSTAIN
     radius: float | None
     n_a: int  # votes for the selected class among n
     n: int  # estimation draws
+    n0: int  # selection draws
     p_lower: float | None  # lower confidence bound of the selected class' probability
     status: Literal["certified", "abstained", "misclassified"]
+
+    def correct(self, label: int) -> bool:
+        """Whether the image is certified to have its label."""
+        return self.status == "certified" and self.predict == label
 
 
 @dataclass(frozen=True)
 class Row:
-    """A decided image of a test set: its place there, its certificate, the seconds it took."""
+    """A decided image of a test set: its place there, its identity, its certificate, the seconds it took."""
 
     idx: int
+    image: str  # hash of its pixels: equal images of a test set have the same certificate, on the same noise
     certificate: Certificate
     seconds: float
-
-    def correct(self, label: int) -> bool:
-        """Whether the image is certified to have its label."""
-        return self.certificate.status == "certified" and self.certificate.predict == label

@@ -1,33 +1,47 @@
-"""Decided images on disk while a run goes on: what a kill or a full disk leaves is read back, the rest is repeated."""
+"""Decided images on disk: what a kill or a full disk leaves is read back, and a later run takes over what has not changed.
+
+Rows lie in a folder for all that they depend on beside the image, one JSON line each, in one file per process.
+"""
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from crt.certification.certificate import Certificate, Row
+import crt
+from crt.certification.certificate import Certificate
 from crt.errors import UserError
+
+KEPT = 20  # folders: the classifiers and settings that were used last
+CODE = ("certification", "inference", "models", "spec.py")  # all that certification computes with
+
+
+class Decided(NamedTuple):
+    """An image's certificate and the seconds that it took."""
+
+    certificate: Certificate
+    seconds: float
 
 
 class Journal:
-    """Rows of one run, one JSON line each, in one file per process."""
+    """The rows of one classifier under one set of settings, by the image that they are of."""
 
-    def __init__(self, work_dir: Path, facts: dict[str, Any], process: int) -> None:
-        """facts: all that rows depend on. Rows of other facts lie in another folder and are never read."""
+    def __init__(self, root: Path, facts: dict[str, Any], process: int) -> None:
+        """facts: all that rows depend on beside the image. Rows of other facts lie in another folder and are never read."""
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        self.folder = work_dir / key[:32]
+        self._root, self.folder = root, root / key[:32]
         self._path = self.folder / f"rows-{process}.jsonl"
 
-    def read(self) -> dict[int, Row]:
-        """All rows of all processes, also of an earlier run with another number of them, by idx."""
-        rows = (row for path in self.folder.glob("rows-*.jsonl") for row in _read(path))
-        return {row.idx: row for row in rows}
+    def read(self) -> dict[str, Decided]:
+        """All rows of all processes, also of earlier runs with another number of them, by image."""
+        paths = sorted(self.folder.glob("rows-*.jsonl"))
+        return {image: decided for path in paths for image, decided in _read(path)}
 
-    def append(self, rows: Iterable[Row]) -> Iterator[Row]:
+    def append(self, rows: Iterable[tuple[str, Decided]]) -> Iterator[tuple[str, Decided]]:
         """Write rows as they come; each is in the file before it is passed on.
 
         Raises:
@@ -37,28 +51,40 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write("\n")  # ends a line that a kill has torn
-                for row in rows:
-                    file.write(json.dumps([row.idx, row.seconds, asdict(row.certificate)]) + "\n")
+                for image, decided in rows:
+                    file.write(json.dumps([image, decided.seconds, asdict(decided.certificate)]) + "\n")
                     file.flush()
-                    yield row
+                    yield image, decided
         except OSError as error:
             raise UserError(
                 f"{self._path} cannot be written ({error.strerror}): "
-                "mend that and run the same command again, finished images are kept"
+                "free space or fix its permissions and run the same command again, finished images are kept"
             ) from error
 
-    def remove(self) -> None:
-        """Forget the rows; the work folder goes too, unless another run has rows in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with suppress(OSError):
-            self.folder.parent.rmdir()
+    def keep(self) -> None:
+        """Keep these rows for later runs, and of the others those that were used last."""
+        if self.folder.exists():
+            os.utime(self.folder)
+        folders = sorted(self._root.glob("*/"), key=lambda folder: folder.stat().st_mtime)
+        for folder in folders[:-KEPT]:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read(path: Path) -> Iterator[Row]:
+def code_fingerprint() -> str:
+    """SHA-256 of the code that decides certificates: what certification, and all that it computes with, is made of."""
+    package, digest = Path(crt.__file__).parent, hashlib.sha256()
+    for name in CODE:
+        path = package / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(f"{file.relative_to(package).as_posix()}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> Iterator[tuple[str, Decided]]:
     """The whole rows of a file; torn lines are passed over."""
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
         try:
-            idx, seconds, certificate = json.loads(line)
-            yield Row(idx, Certificate(**certificate), seconds)
+            image, seconds, certificate = json.loads(line)
+            yield str(image), Decided(Certificate(**certificate), float(seconds))
         except (ValueError, TypeError):
             continue

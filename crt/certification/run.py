@@ -1,51 +1,43 @@
-"""Certifying a prepared test set: one row per image, streamed, resumable, sharded by image."""
+"""Certifying a prepared test set: one row per image, streamed, resumable, sharded by image.
+
+An image is certified once for one classifier and one set of settings: rows are kept outside of any pipeline by all that they
+depend on, so a test set that has grown costs its new images, and an image that stands in it twice costs one.
+"""
 
 import hashlib
+import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import nn
 from tqdm import tqdm
 
 import crt
-from crt.certification.certificate import Row
-from crt.certification.journal import Journal
+from crt.certification import noise
+from crt.certification.certificate import Certificate, Row
+from crt.certification.journal import Decided, Journal, code_fingerprint
 from crt.certification.smoothing import SmoothedClassifier
 from crt.certification.table import write_table
-from crt.certification.votes import Precision, device_name
+from crt.certification.votes import device_name
 from crt.data.store import Store
 from crt.devices import choose_device
 from crt.errors import UserError
 from crt.models.checkpoint import ModelInfo
 from crt.processes import finished_together, rank, world_size
-from crt.spec import check_fits, to_unit
+from crt.spec import check_fits, check_same
 
+if TYPE_CHECKING:
+    from crt.config import Certify
 
-@dataclass(frozen=True)
-class Settings:
-    """How a test set is certified. Equal settings, model, data and kind of device give equal certificates."""
-
-    sigma: float  # [0,1] pixel units
-    mode: Literal["exact", "adaptive"]
-    n0: int
-    n: int
-    alpha: float
-    radii: tuple[float, ...]  # to report, ascending, [0,1] pixel units
-    seed: int
-    stride: int  # every stride-th image
-    max_images: int | None
-    skip_misclassified: bool
-    allow_sigma_mismatch: bool
-    precision: Precision
-    compile: bool
-    device: str  # auto, cpu, mps, cuda, cuda:<number>
-    batch_size: int | None
+# Options that decide which images are certified, or that stand in the facts as what they amount to.
+NOT_OF_A_ROW = ("stride", "max_images", "split", "images", "allow_sigma_mismatch", "batch_size")
+PACKAGES = ("numpy", "scipy", "timm", "torch")
 
 
 def certify_store(
@@ -53,128 +45,186 @@ def certify_store(
     info: ModelInfo,
     model_fingerprint: str,
     store: Store,
-    settings: Settings,
+    options: "Certify",
     out_tsv: Path,
-    work_dir: Path,
+    kept: Path,
+    *,
+    sigma: float,
+    seed: int | None = None,
+    device: str = "auto",
+    compile: bool = False,  # noqa: A002
 ) -> None:
     """Certify the images of a store; write their certificates to `out_tsv` and how they were made to the .json beside it.
 
-    Decided images are kept in `work_dir` until the files are written. After a kill at any moment the same call goes on
-    there and ends with the same file, times apart. Under torchrun each process certifies its share and rank 0 writes.
+    Decided images are kept in `kept`. After a kill at any moment the same call goes on there and ends with the same file,
+    times apart; later calls take over the images whose pixels, classifier and settings are the same. Under torchrun each
+    process certifies its share and rank 0 writes.
+
+    Args:
+        model: The base classifier.
+        info: Its description.
+        model_fingerprint: Of its weights and architecture; the noise depends on it.
+        store: The images.
+        options: How they are certified: the section `certify` of params.yaml.
+        out_tsv: Where the certificates go.
+        kept: The folder for decided images.
+        sigma: Standard deviation of the noise, [0,1] pixel units.
+        seed: None: an image's noise is fixed by the model, sigma, mode, alpha, n and its pixels, so nobody can choose it. A
+            number is part of that as well, and the certificates say so.
+        device: auto, cpu, mps, cuda or cuda:<number>.
+        compile: Whether the network is compiled.
 
     Raises:
         UserError: model, data and settings do not fit, the disk is full, or a process was lost.
     """
-    warnings = _check(info, store, settings)
-    device = choose_device(settings.device)
-    facts = asdict(settings) | {
-        "device": device_name(device),
+    images = range(len(store))[:: options.stride][: options.max_images]
+    warnings = _check(info, store, images, sigma, options.allow_sigma_mismatch)
+    smoothed = SmoothedClassifier(
+        model,
+        sigma,
+        n0=options.n0,
+        n=options.n,
+        alpha=options.alpha,
+        radii=options.radii if options.mode == "adaptive" else None,
+        device=choose_device(device),
+        precision=options.precision,
+        compile=compile,
+        batch_size=options.batch_size,
+    )
+    counter = smoothed.counter(store.spec.shape)
+    noise_depends_on = {
         "model_fingerprint": model_fingerprint,
-        "data_fingerprint": store.fingerprint,
-        "versions": {"crt": crt.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "sigma": sigma,
+        "mode": options.mode,
+        "alpha": options.alpha,
+        "n": options.n,
+    } | ({} if seed is None else {"seed": seed})
+    facts: dict[str, Any] = options.model_dump() | {
+        "sigma": sigma,
+        "compile": compile,
+        "device": device_name(counter.device),
+        "batch_size": counter.batch_size,  # of the network that is certified, and to be deployed
+        "model_fingerprint": model_fingerprint,
+        "noise": {
+            "kind": noise.KIND,
+            "bits": noise.BIT_SOURCE,
+            "step": counter.law.step,
+            "total_variation": smoothed.charge(counter.shape),
+            "depends_on": [*noise_depends_on, "pixels"],
+            "seed": None if seed is None else f"{seed:#x}, given by hand",
+        },
+        "versions": {name: version(name) for name in PACKAGES}
+        | {"crt": crt.__version__, "python": platform.python_version()},
     }
-    journal = Journal(work_dir, facts | {"code": _code_fingerprint()}, rank())
-    images = range(len(store))[:: settings.stride][: settings.max_images]
+    of_a_row = {key: value for key, value in facts.items() if key not in NOT_OF_A_ROW}
+    of_a_row |= {"batch_size": counter.batch_size, "code": code_fingerprint()}
+    if options.mode == "exact":
+        del of_a_row["radii"]  # reported, and nothing else
+    journal = Journal(kept, of_a_row, rank())
+
+    hashes = {idx: _hash(store.images[idx]) for idx in images}
+
+    def key(idx: int) -> str:
+        return f"{hashes[idx]} {store.labels[idx] if options.skip_misclassified else ''}"
+
+    first = {key(idx): idx for idx in reversed(images)}  # of equal images
     with finished_together():
-        mine = images[rank() :: world_size()]
+        mine = list(first)[rank() :: world_size()]
         done = journal.read()
-        todo = [idx for idx in mine if idx not in done]
-        new = journal.append(_certify(model, store, todo, settings, device)) if todo else iter(())
-        _show(new, [done[idx] for idx in mine if idx in done], len(mine), store.labels, settings)
+        todo = [image for image in mine if image not in done]
+        rows = (
+            (todo[place], Decided(certificate, seconds))
+            for place, certificate, seconds in smoothed.certify_pixels(
+                (
+                    (
+                        store.images[first[image]],
+                        int(store.labels[first[image]]) if options.skip_misclassified else None,
+                    )
+                    for image in todo
+                ),
+                json.dumps(noise_depends_on),
+            )
+        )
+        _show(
+            journal.append(rows) if todo else iter(()),
+            [(image, done[image]) for image in mine if image in done],
+            len(mine),
+            lambda image: store.labels[first[image]],
+            options.radii,
+        )
     if rank() == 0:
-        rows = journal.read()
-        missing = [idx for idx in images if idx not in rows]
+        done = journal.read()
+        missing = [idx for idx in images if key(idx) not in done]
         if missing:
             raise UserError(
                 f"{len(missing)} images are not certified, the first is {missing[0]}: "
                 "run the same command again, finished images are kept"
             )
-        ordered = [rows[idx] for idx in images]
+        ordered = [Row(idx, hashes[idx], *done[key(idx)]) for idx in images]
+        once = [done[image] for image in first]
         spent = {
+            "data_fingerprint": store.fingerprint,
+            "other_batch_size": counter.check and asdict(counter.check),
             "warnings": warnings,
-            "seconds": sum(row.seconds for row in ordered),
-            "forward_passes": sum(settings.n0 + row.certificate.n for row in ordered),
+            "seconds": sum(decided.seconds for decided in once),
+            "forward_passes": sum(decided.certificate.n0 + decided.certificate.n for decided in once),
         }
         write_table(out_tsv, ordered, store.labels.tolist(), store.names, facts | spent)
-        journal.remove()
+        journal.keep()
 
 
-def _check(info: ModelInfo, store: Store, settings: Settings) -> list[str]:
+def _hash(pixels: np.ndarray) -> str:
+    """What tells images apart: 128 bits of the hash of the pixels [H, W, C], hex."""
+    digest = hashlib.sha256(f"{pixels.shape} ".encode() + np.ascontiguousarray(pixels).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _check(
+    info: ModelInfo, store: Store, images: range, sigma: float, allow_sigma_mismatch: bool
+) -> list[str]:
     """What makes certificates doubtful, in words.
 
     Raises:
         UserError: model, data and settings do not fit together.
     """
     check_fits("the model", info.spec, str(store.path), store.spec, "certify a model of this data set")
-    unlabelled = int((store.labels[:: settings.stride][: settings.max_images] < 0).sum())
+    unlabelled = int((store.labels[images.start : images.stop : images.step] < 0).sum()) if images else 0
     if unlabelled:
         raise UserError(f"{store.path} has {unlabelled} unlabelled images: certify on labelled ones only")
-    if info.sigma == settings.sigma:
+    if info.sigma == sigma:
         return []
-    mismatch = f"the model was trained with sigma {info.sigma:g} and is certified with {settings.sigma:g}"
-    if not settings.allow_sigma_mismatch:
-        raise UserError(
-            f"{mismatch}: set sigma to {info.sigma:g}, or certify.allow_sigma_mismatch to true if that is meant"
+    if not allow_sigma_mismatch:
+        remedy = f"set sigma to {info.sigma:g}, or certify.allow_sigma_mismatch to true if that is meant"
+        check_same(
+            "the model's training", f"{info.sigma:g}", "its certification", f"{sigma:g}", "sigma", remedy
         )
-    return [mismatch]
-
-
-def _certify(
-    model: nn.Module, store: Store, idxs: Sequence[int], settings: Settings, device: torch.device
-) -> Iterator[Row]:
-    """Certify the images at `idxs`; rows come as they are decided, in no particular order."""
-    smoothed = SmoothedClassifier(
-        model,
-        settings.sigma,
-        n0=settings.n0,
-        n=settings.n,
-        alpha=settings.alpha,
-        radii=settings.radii if settings.mode == "adaptive" else None,
-        seed=settings.seed,
-        device=device,
-        precision=settings.precision,
-        compile=settings.compile,
-        batch_size=settings.batch_size,
-    )
-    images = (
-        (to_unit(store.images[idx]), int(store.labels[idx]) if settings.skip_misclassified else None)
-        for idx in idxs
-    )
-    for place, certificate, seconds in smoothed.certify_each(images):
-        yield Row(idxs[place], certificate, seconds)
+    return [f"the model was trained with sigma {info.sigma:g} and is certified with {sigma:g}"]
 
 
 def _show(
-    new: Iterator[Row], done: Sequence[Row], total: int, labels: np.ndarray, settings: Settings
+    new: Iterator[tuple[str, Decided]],
+    done: Sequence[tuple[str, Decided]],
+    total: int,
+    label_of: Callable[[str], int],
+    radii: Sequence[float],
 ) -> None:
     """Draw the rows through, with a line on standard error: images, time left, certified accuracy so far, passes per second."""
-    right, shown, passes, began = [0] * len(settings.radii), 0, 0, time.perf_counter()
+    right, shown, passes, began = [0] * len(radii), 0, 0, time.perf_counter()
 
-    def count(row: Row) -> None:
+    def count(image: str, certificate: Certificate) -> None:
         nonlocal shown
         shown += 1
-        if row.correct(labels[row.idx]):
-            for place, radius in enumerate(settings.radii):
-                right[place] += (row.certificate.radius or 0.0) >= radius
+        if certificate.correct(label_of(image)):
+            for place, radius in enumerate(radii):
+                right[place] += (certificate.radius or 0.0) >= radius
 
-    for row in done:
-        count(row)
+    for image, decided in done:
+        count(image, decided.certificate)
     with tqdm(total=total, initial=len(done), unit="image", desc="certify", disable=rank() > 0) as bar:
-        for row in new:
-            count(row)
-            passes += settings.n0 + row.certificate.n
+        for image, (certificate, _) in new:
+            count(image, certificate)
+            passes += certificate.n0 + certificate.n
             bar.update()
-            accuracy = " ".join(
-                f"{radius:g}:{hits / shown:.1%}" for radius, hits in zip(settings.radii, right, strict=True)
-            )
+            accuracy = " ".join(f"{r:g}:{hits / shown:.1%}" for r, hits in zip(radii, right, strict=True))
             speed = passes / (time.perf_counter() - began)
             bar.set_postfix_str(f"certified {accuracy}, {speed:,.0f} passes/s", refresh=False)
-
-
-def _code_fingerprint() -> str:
-    """SHA-256 of the code that decides certificates."""
-    package = Path(crt.__file__).parent
-    digest = hashlib.sha256()
-    for path in [*sorted((package / "certification").glob("*.py")), package / "inference" / "fold.py"]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -1,37 +1,58 @@
 """The smoothed classifier g(x) = argmax_c P[f(x + sigma * N(0, I)) = c] of Cohen, Rosenfeld and Kolter (2019)."""
 
+import operator
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from crt.certification import bounds
 from crt.certification.certificate import Certificate
-from crt.certification.procedures import Procedure, certify, estimate_adaptive, estimate_exact, predict
-from crt.certification.votes import (
-    DTYPES,
-    Precision,
-    VoteCounter,
-    certified_network,
-    run_procedures,
+from crt.certification.noise import LEVELS, rounded_gaussian
+from crt.certification.procedures import (
+    Procedure,
+    certify,
+    estimate_adaptive,
+    estimate_exact,
+    predict,
+    select,
+    select_clear,
 )
+from crt.certification.votes import DTYPES, Precision, VoteCounter, certified_network, run_procedures
 from crt.devices import choose_device
-from crt.errors import UserError
+from crt.errors import UserError, WrongTypeError
 from crt.inference.fold import fold_batchnorm
 
 MOST_DRAWS = 10_000_000  # of an image; more take GBs for the bookkeeping of a batch
+OFF_GRID = 1e-3  # grey levels that a pixel may be off a whole one: what rounding k / 255 to float32 makes, and no more
+
+Pixels = NDArray[np.uint8]  # [H, W, C]
 
 
 class SmoothedClassifier:
     """A torch module, smoothed: `SmoothedClassifier(model, sigma=0.25).certify(images)`.
 
-    The module maps images [B, C, H, W] in [0,1] to logits [B, K] and does its own normalisation. It is copied, put into eval
-    mode, and its BatchNorms are folded. Noise is added to the [0,1] image and never clipped. An image's noise depends only
-    on its pixels, `seed` and the kind of device.
+    The module maps images [B, C, H, W] in [0,1] to logits [B, K] and does its own normalization. It is copied, put into eval
+    mode, and its BatchNorms are folded. Images are whole grey levels, k / 255; noise is whole multiples of a grey level's
+    fraction, exactly the rounded Gaussian (`crt.certification.noise`), and never clipped.
+
+    Each call of `certify` or `predict` draws its noise from a fresh secret seed, unless one is given: who supplies images
+    must not know the noise that they will meet.
+
+    Attributes:
+        last_seed: The seed of the last call: pass it as `seed` to get the same answers again. None before the first.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+        >>> smoothed = SmoothedClassifier(model, sigma=0.25, n=1000)
+        >>> len(smoothed.certify(torch.zeros(3, 1, 4, 4)))
+        3
     """
 
     def __init__(
@@ -40,107 +61,223 @@ class SmoothedClassifier:
         sigma: float,
         *,
         n0: int = 100,
-        n: int = 100_000,
+        n: int = 10_000,
         alpha: float = 0.001,
         radii: Sequence[float] | None = None,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
+        seed: int | None = None,
+        device: str | torch.device = "auto",
         precision: Precision = "float32",
         compile: bool = False,  # noqa: A002
         batch_size: int | None = None,
     ) -> None:
-        """n0 and n: draws that select a class and that estimate its probability; alpha: chance of a false certificate.
+        """Smooth a module.
 
-        radii: None for exact mode. In adaptive mode the l2 radii to report, [0,1] pixel units: n is then the most draws that
-        an image takes, and certificates say which of the radii (and 0) is the largest that holds.
+        Args:
+            model: Images [B, C, H, W] in [0,1] -> logits [B, K]; it stays as it is.
+            sigma: Standard deviation of the noise, [0,1] pixel units.
+            n0: Draws that select a class in exact mode. Adaptive mode takes from 32 to 1,024, until a class leads clearly.
+            n: Draws that estimate its probability; in adaptive mode the most that an image takes.
+            alpha: Chance of a false certificate, per image.
+            radii: None for exact mode. In adaptive mode the l2 radii to report, [0,1] pixel units: certificates say which of
+                them (and 0) is the largest that holds.
+            seed: None for a fresh secret one with each call, or a whole number below 2^128.
+            device: auto, cpu, mps, cuda or cuda:<number>; the noise is the same everywhere.
+            precision: float32, bfloat16 or int8: part of the classifier that is certified.
+            compile: Whether the network is compiled.
+            batch_size: Rows of every forward pass; None: chosen from the device and the shape of the images.
 
         Raises:
-            UserError: a value that cannot certify anything.
+            UserError: A value that cannot certify anything, or a network whose BatchNorms normalize by the batch.
         """
-        if not 0 < sigma < float("inf"):
-            raise UserError(f"sigma is {sigma}: give a positive number in [0,1] pixel units")
-        if not 0 < alpha < 1:
+        self.sigma, self.alpha = _number("sigma", sigma), _number("alpha", alpha)
+        self._law = rounded_gaussian(self.sigma)
+        if not 0 < self.alpha < 1:
             raise UserError(f"alpha is {alpha}: give a probability between 0 and 1, such as 0.001")
-        if n0 < 1:
-            raise UserError(f"n0 is {n0}: give at least one draw to select a class")
-        if n < bounds.least_draws(alpha):
+        n0, n = _count("n0", n0, MOST_DRAWS), _count("n", n, MOST_DRAWS)
+        if n < bounds.least_draws(self.alpha):
             raise UserError(
-                f"n={n} is too small for alpha={alpha}, every image would abstain: give at least {bounds.least_draws(alpha)}"
+                f"n={n} is too small for alpha={alpha}, every image would abstain: give at least {bounds.least_draws(self.alpha)}"
             )
-        if max(n0, n) > MOST_DRAWS:
-            raise UserError(f"n0={n0} and n={n}: give at most {MOST_DRAWS:,} draws")
-        self.sigma, self.alpha, self.seed = sigma, alpha, seed
-        if radii is not None and not all(0 <= r < float("inf") for r in radii):
-            raise UserError(f"radii are {list(radii)}: give l2 radii of 0 or more in [0,1] pixel units")
-        if radii is None:
-            estimate: Callable[[int], Procedure] = partial(estimate_exact, n, alpha, sigma)
-        else:
-            estimate = partial(estimate_adaptive, bounds.stopping_table(radii, sigma, n, alpha))
-        self._certify = partial(certify, n0, estimate)
+        self._n0, self._n = n0, n
+        self._radii = None if radii is None else _radii(radii)
+        if self._radii is not None and self.alpha < bounds.LEAST_ADAPTIVE_ALPHA:
+            raise UserError(
+                f"alpha is {alpha}: with radii give at least {bounds.LEAST_ADAPTIVE_ALPHA:g}, or leave radii out for exact mode"
+            )
+        if seed is not None and not 0 <= _whole("seed", seed) < 2**128:
+            raise UserError(
+                f"seed is {seed}: give a whole number from 0 to 2**128 - 1, or None for a secret one"
+            )
+        self.seed, self.last_seed = seed, seed
         if precision not in DTYPES:
             raise UserError(f"precision is {precision!r}: choose one of {', '.join(DTYPES)}")
+        self._batch_size = None if batch_size is None else _count("batch_size", batch_size, MOST_DRAWS)
         self._device = choose_device(device) if isinstance(device, str) else device
         self._model = fold_batchnorm(model)
         self._precision: Precision = precision
         self._compile = compile
-        self._batch_size = batch_size
         self._counter: VoteCounter | None = None
 
     def certify(self, images: Tensor, labels: Tensor | None = None) -> list[Certificate]:
-        """Certify images, float [B, C, H, W] in [0,1]. With `labels` [B], images that miss theirs are not estimated.
+        """Certify images, float [B, C, H, W], whole grey levels k / 255.
+
+        With `labels` [B], whole numbers, images whose selected class misses theirs are not estimated.
 
         Raises:
-            UserError: images of another shape, outside [0,1] or not finite.
+            UserError: Images of another shape, outside [0,1] or between grey levels; labels that do not fit them.
         """
-        known = [None] * len(images) if labels is None else labels.tolist()
+        _check_batch(images)
+        known = [None] * len(images) if labels is None else _labels(labels, len(images))
         return _in_order(self.certify_each(zip(images, known, strict=True)))
 
     def certify_each(
         self, images: Iterable[tuple[Tensor, int | None]]
     ) -> Iterator[tuple[int, Certificate, float]]:
         """Certify a stream of (image [C, H, W], label or None); yields (place, certificate, seconds) as they are decided."""
-        return self._run((image, self._certify(label)) for image, label in images)
+        pixels = ((grey_levels(image, place), label) for place, (image, label) in enumerate(images))
+        return self.certify_pixels(pixels)
+
+    def certify_pixels(
+        self, images: Iterable[tuple[Pixels, int | None]], context: str | None = None
+    ) -> Iterator[tuple[int, Certificate, float]]:
+        """As `certify_each`, of uint8 images [H, W, C]; context: what the noise depends on beside them, None for the seed."""
+        return self._run(images, self._certify, context or self._fresh_seed())
 
     def predict(self, images: Tensor, n: int = 1_000) -> list[int]:
-        """The class of each image under g, or ABSTAIN, from n draws; images float [B, C, H, W] in [0,1]."""
-        return _in_order(self._run((image, predict(n, self.alpha)) for image in images))
-
-    def _run(self, tasks: Iterable[tuple[Tensor, Procedure]]) -> Iterator[tuple[int, Any, float]]:
-        """Check the images and run their procedures on the one counter of their shape."""
-        checked = (
-            (place, check_image(image, place), procedure) for place, (image, procedure) in enumerate(tasks)
+        """The class of each image under g, or ABSTAIN, from n draws; images float [B, C, H, W], whole grey levels k / 255."""
+        _check_batch(images)
+        draws = _count("n", n, MOST_DRAWS)
+        pixels = ((grey_levels(image, place), None) for place, image in enumerate(images))
+        return _in_order(
+            self._run(pixels, lambda _label, _charge: predict(draws, self.alpha), self._fresh_seed())
         )
-        for first in checked:
-            shape = first[1].shape
-            if self._counter is None or self._counter.shape != shape:
-                network = certified_network(
-                    self._model, shape, self.sigma, self._device, self._precision, self._compile
-                )
-                self._counter = VoteCounter(
-                    network, shape, self.sigma, self._device, self._precision, self._batch_size
-                )
-            yield from run_procedures(self._counter, chain([first], checked), self.seed)
+
+    def counter(self, shape: Sequence[int]) -> VoteCounter:
+        """What counts the votes for images of a shape [C, H, W]: made, and checked, for the first of them."""
+        if self._counter is None or self._counter.shape != tuple(shape):
+            network = certified_network(
+                self._model, shape, self.sigma, self._device, self._precision, self._compile
+            )
+            self._counter = VoteCounter(
+                network, shape, self._law, self._device, self._precision, self._batch_size
+            )
+        return self._counter
+
+    def charge(self, shape: Sequence[int]) -> float:
+        """What the probability of a class may differ by between the noise as drawn and rounded Gaussian noise."""
+        return self._law.charge(int(np.prod(shape)))
+
+    def _fresh_seed(self) -> str:
+        self.last_seed = secrets.randbits(128) if self.seed is None else self.seed
+        return f"seed {self.last_seed:#x}"
+
+    def _certify(self, label: int | None, charge: float) -> Procedure:
+        if self._radii is None:
+            exact = partial(estimate_exact, self._n, self.alpha, self.sigma, charge)
+            return certify(partial(select, self._n0), exact, label)
+        table = bounds.stopping_table(self._radii, self.sigma, self._n, self.alpha, charge)
+        return certify(select_clear, partial(estimate_adaptive, table), label)
+
+    def _run(
+        self,
+        images: Iterable[tuple[Pixels, int | None]],
+        procedure: Callable[[int | None, float], Procedure],
+        context: str,
+    ) -> Iterator[tuple[int, Any, float]]:
+        """Run a procedure for each image on the one counter of their shape."""
+        stream = iter(images)
+        for first in stream:
+            H, W, C = first[0].shape
+            charge = self.charge((C, H, W))
+            tasks = (
+                (place, pixels, procedure(label, charge))
+                for place, (pixels, label) in enumerate(chain([first], stream))
+            )
+            yield from run_procedures(self.counter((C, H, W)), tasks, context)
 
 
-def check_image(image: Tensor, place: int) -> Tensor:
-    """The image, if it is float [C, H, W], finite and in [0,1].
+def grey_levels(image: Tensor, place: int) -> Pixels:
+    """The uint8 pixels [H, W, C] of an image, float [C, H, W] of whole grey levels k / 255.
 
     Raises:
-        UserError: it is not.
+        UserError: It is no such image; `place` names it.
     """
     if not isinstance(image, Tensor):
-        raise UserError(f"image {place} is a {type(image).__name__}: give a torch tensor, float [B, C, H, W]")
+        raise WrongTypeError(
+            f"image {place} is a {type(image).__name__}: give a torch tensor, float [B, C, H, W]"
+        )
     if image.ndim != 3 or not image.is_floating_point():
         raise UserError(
             f"image {place} is {image.dtype} {list(image.shape)}: give float images [B, C, H, W], for stored bytes divided by 255"
         )
-    low, high = image.aminmax()
-    if not (low >= 0 and high <= 1):  # NaN fails both
+    levels = image.detach().to("cpu", torch.float64) * LEVELS
+    low, high = levels.aminmax()
+    if not (low >= -OFF_GRID and high <= LEVELS + OFF_GRID):  # NaN fails both
         raise UserError(
-            f"image {place} has values from {float(low):g} to {float(high):g}: give pixels in [0,1], unnormalised and finite"
+            f"image {place} has values from {float(low) / LEVELS:.9g} to {float(high) / LEVELS:.9g}: "
+            "give pixels in [0,1], unnormalized and finite"
         )
-    return image
+    whole = levels.round()
+    off = float((levels - whole).abs().max())
+    if off > OFF_GRID:
+        raise UserError(
+            f"image {place} has pixels between two grey levels, up to {off:.2g} of one: certificates are of 8-bit images, "
+            "give (images * 255).round() / 255 in float32"
+        )
+    return whole.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def _check_batch(images: Any) -> None:
+    if not isinstance(images, Tensor):
+        raise WrongTypeError(
+            f"images are a {type(images).__name__}: give a torch tensor, float [B, C, H, W] in [0,1]"
+        )
+    if images.ndim != 4:
+        hint = ", a single one as image[None]" if images.ndim == 3 else ""
+        raise UserError(
+            f"images are {images.dtype} {list(images.shape)}: give float images [B, C, H, W]{hint}"
+        )
+
+
+def _labels(labels: Any, count: int) -> list[int]:
+    if not isinstance(labels, Tensor):
+        raise WrongTypeError(f"labels are a {type(labels).__name__}: give a tensor of whole numbers [B]")
+    if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise UserError(
+            f"labels are {labels.dtype} {list(labels.shape)} for {count} images: give a tensor of whole numbers [{count}]"
+        )
+    return [int(label) for label in labels]
+
+
+def _radii(radii: Any) -> tuple[float, ...]:
+    try:
+        found = tuple(float(r) for r in radii)
+    except TypeError:
+        raise WrongTypeError(f"radii are {radii!r}: give a list of l2 radii, such as [0.25, 0.5]") from None
+    if not all(0 <= r < float("inf") for r in found):
+        raise UserError(f"radii are {list(radii)}: give l2 radii of 0 or more in [0,1] pixel units")
+    return found
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise WrongTypeError(f"{name} is {value!r}: give a whole number") from None
+
+
+def _count(name: str, value: Any, most: int) -> int:
+    if not 1 <= _whole(name, value) <= most:
+        raise UserError(f"{name} is {value}: give a whole number from 1 to {most:,}")
+    return int(value)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise WrongTypeError(f"{name} is {value!r}: give a number") from None
 
 
 def _in_order(results: Iterable[tuple[int, Any, float]]) -> list[Any]:
-    return [result for _, result, _ in sorted(results, key=itemgetter(0))]
+    return [result for _, result, _ in sorted(results, key=operator.itemgetter(0))]

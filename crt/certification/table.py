@@ -2,16 +2,28 @@
 
 import csv
 import io
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from crt.certification.certificate import Row
 from crt.errors import UserError
+from crt.files import write_json, write_text
 
-COLUMNS = ("idx", "label", "predict", "radius", "correct", "time", "name", "n_a", "n", "p_lower", "status")
+COLUMNS = (
+    "idx",
+    "label",
+    "predict",
+    "radius",
+    "correct",
+    "time",
+    "name",
+    "n_a",
+    "n",
+    "p_lower",
+    "status",
+    "image",
+)
 
 
 def write_table(
@@ -29,19 +41,12 @@ def write_table(
     writer.writerow(COLUMNS)
     for row in rows:
         c, label = row.certificate, labels[row.idx]
-        numbers = (row.idx, label, c.predict, c.radius, int(row.correct(label)), round(row.seconds, 6))
-        writer.writerow((*numbers, names[row.idx], c.n_a, c.n, c.p_lower, c.status))
-    _replace(out.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
-    _replace(out, text.getvalue())
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".partial")
+        numbers = (row.idx, label, c.predict, c.radius, int(c.correct(label)), round(row.seconds, 6))
+        writer.writerow((*numbers, names[row.idx], c.n_a, c.n, c.p_lower, c.status, row.image))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
+        write_json(out.with_suffix(".json"), facts)
+        write_text(out, text.getvalue())
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}): mend that and run the same command again"
+            f"{out} cannot be written ({error.strerror}): free space or fix its permissions and run the same command again"
         ) from error

@@ -3,15 +3,19 @@
 The host learns the counts once per round; within a round nothing waits for it.
 """
 
+import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from crt.certification.noise import BLOCK, fill_block, image_key
+from crt.certification.check import TOLERANCE, ShapeCheck, check_batch_norms, check_function, made_up_images
+from crt.certification.noise import NoisyBatch, Piece, RoundedGaussian, noise_key
 from crt.certification.procedures import Draws, Procedure
 from crt.errors import UserError
 from crt.inference.int8 import quantize
@@ -23,29 +27,29 @@ BATCHES_PER_ROUND = 32  # a round ends in a partial batch: 32 full ones before i
 
 
 def device_name(device: torch.device) -> str:
-    """The kind of device, as far as it changes noise and rounding."""
+    """The kind of device, as far as it changes rounding."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
 
 
 class Request(NamedTuple):
-    """Draws of one image; `image` float32 [C, H, W] on the device, `key` from `noise.image_key`."""
+    """Draws of one image: `levels` int16 [H * W * C], in steps of the noise; `key` from `noise.noise_key`."""
 
-    image: Tensor
+    levels: NDArray[np.int16]
     key: int
     draws: Draws
 
 
 def certified_network(
     folded: nn.Module,
-    shape: torch.Size,
+    shape: Sequence[int],
     sigma: float,
     device: torch.device,
     precision: Precision,
     compile_network: bool,
 ) -> nn.Module:
-    """The very function whose votes are counted: a network from `fold_batchnorm` in its precision and memory layout.
+    """The very function whose votes are counted: a copy of a network from `fold_batchnorm` in its precision and layout.
 
     Precision, folding and compilation change logits, so they are part of the classifier that is certified, and the
     classifier to deploy. shape: [C, H, W] of the images; sigma: of their noise (both matter to int8 alone).
@@ -53,12 +57,13 @@ def certified_network(
     Raises:
         UserError: the precision does not suit network, device or compilation.
     """
+    folded = copy.deepcopy(folded)
     if precision == "int8":
         if device.type != "cpu":
             raise UserError("precision int8 is for CPUs: set certify.precision to bfloat16 on other devices")
         if compile_network:
             raise UserError("precision int8 is not compiled: set runtime.compile to false")
-        folded = quantize(folded, shape, sigma)
+        folded = quantize(folded, torch.Size(shape), sigma)
     network = folded.to(device=device, dtype=DTYPES[precision]).to(memory_format=torch.channels_last)
     return torch.compile(network, dynamic=False) if compile_network else network  # type: ignore[return-value]
 
@@ -68,78 +73,77 @@ class VoteCounter:
 
     Every forward pass has the same shape, [batch_size, C, H, W]: the last batch of a round carries rows that are not
     counted. So no kernel is chosen by how many draws are left, and compilation happens once.
+
+    Attributes:
+        batch_size: Rows of every forward pass.
+        num_classes: K.
+        check: What another size of the batch would change; None for a compiled network, where that is not looked at.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        shape: torch.Size,
-        sigma: float,
+        shape: Sequence[int],
+        law: RoundedGaussian,
         device: torch.device,
         precision: Precision,
         batch_size: int | None,
     ) -> None:
-        """shape: [C, H, W]; sigma in [0,1] pixel units; batch_size None: chosen from memory.
+        """shape: [C, H, W]; law: of the noise; batch_size None: chosen from memory.
 
         Raises:
-            UserError: the network does not map such images to logits, or a batch does not fit into memory.
+            UserError: the network does not map such images to logits, row by row, or a batch does not fit into memory.
         """
-        C, H, W = shape
-        self.network, self.sigma, self.device, self.dtype = network, sigma, device, DTYPES[precision]
-        self.shape = shape
-        # Channels-last memory: normal_ needs contiguous [N, H, W, C], the network sees [N, C, H, W].
-        self._noise = torch.zeros(BLOCK, H, W, C, device=device)
-        self._generator = torch.Generator(device)
-        self.batch_size = batch_size or self._fitting_batch_size()
-        self._batch = torch.zeros(self.batch_size, H, W, C, device=device).permute(0, 3, 1, 2)
-        self.num_classes = self._forward(self._batch).shape[1]
+        self.network, self.law, self.device, self.dtype = network, law, device, DTYPES[precision]
+        self.shape = tuple(shape)
+        check_batch_norms(network)
+        images = made_up_images(shape, law.sigma).to(device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        self.batch_size = batch_size or self._fitting_batch_size(images)
+        self._batch = NoisyBatch(law, self.batch_size, shape, device)
+        with torch.inference_mode():
+            self.num_classes = self._forward(self._batch.images).shape[1]
+        compiled = hasattr(network, "_orig_mod")
+        tolerance = TOLERANCE[self.dtype]
+        self.check: ShapeCheck | None = check_function(
+            network, self._forward, images, self.batch_size, tolerance, not compiled
+        )
 
     @torch.inference_mode()
     def count(self, requests: list[Request]) -> list[list[int]]:
-        """Votes per class [K] for each request.
-
-        Raises:
-            UserError: logits that are not finite have no class.
-        """
+        """Votes per class [K] for each request. A draw whose logits hold a NaN is a vote for no class."""
+        bins = self.num_classes + 1  # the last: no class
         sizes = torch.tensor([request.draws.stop - request.draws.start for request in requests])
-        first_bin = torch.arange(len(requests)).mul_(self.num_classes).repeat_interleave(sizes)
+        first_bin = torch.arange(len(requests)).mul_(bins).repeat_interleave(sizes)
         if self.device.type == "cuda":
             first_bin = first_bin.pin_memory()
         first_bin = first_bin.to(self.device, non_blocking=True)
-        counts = torch.zeros(len(requests) * self.num_classes, dtype=torch.int64, device=self.device)
+        counts = torch.zeros(len(requests) * bins, dtype=torch.int64, device=self.device)
         ones = torch.ones(self.batch_size, dtype=torch.int64, device=self.device)
-        done, finite = 0, torch.ones((), dtype=torch.bool, device=self.device)
+        done = 0
         for filled in self._batches(requests):
-            logits = self._forward(self._batch)
-            finite &= logits.isfinite().all()
-            votes = logits.argmax(dim=1)[:filled]
+            logits = self._forward(self._batch.images)[:filled]
+            votes = torch.where(logits.isnan().any(1), self.num_classes, logits.argmax(1))
             counts.scatter_add_(0, first_bin[done : done + filled] + votes, ones[:filled])
             done += filled
-        if not finite:
-            raise UserError(
-                "the model returns logits that are not finite: look for NaN in its weights, or overflow in its precision"
-            )
-        return counts.view(len(requests), self.num_classes).tolist()
+        return counts.view(len(requests), bins)[:, : self.num_classes].tolist()
 
     def _batches(self, requests: list[Request]) -> Iterator[int]:
-        """Fill the batch with image + sigma * noise (never clipped), again and again; yields the number of rows that count."""
-        noise, filled = self._noise.permute(0, 3, 1, 2), 0
-        for image, key, (stage, start, stop) in requests:
-            for block in range(start // BLOCK, -(-stop // BLOCK)):
-                fill_block(self._noise, self._generator, key, stage, block)
-                row, last = max(start - block * BLOCK, 0), min(stop - block * BLOCK, BLOCK)
-                while row < last:
-                    size = min(last - row, self.batch_size - filled)
-                    rows = self._batch[filled : filled + size]
-                    torch.add(image, noise[row : row + size], alpha=self.sigma, out=rows)
-                    row, filled = row + size, filled + size
-                    if filled == self.batch_size:
-                        yield filled
-                        filled = 0
+        """Fill the batch again and again; yields the number of rows that count."""
+        pieces, filled = list[Piece](), 0
+        for levels, key, (stage, start, stop) in requests:
+            while start < stop:
+                end = min(stop, start + self.batch_size - filled)
+                pieces.append(Piece(levels, key, Draws(stage, start, end)))
+                start, filled = end, filled + end - start
+                if filled == self.batch_size:
+                    self._batch.fill(pieces)
+                    yield filled
+                    pieces, filled = [], 0
         if filled:
+            self._batch.fill(pieces)
             yield filled
 
-    @torch.inference_mode()
     def _forward(self, batch: Tensor) -> Tensor:
         """[B, C, H, W] -> logits [B, K]."""
         try:
@@ -165,74 +169,74 @@ class VoteCounter:
             )
         return logits
 
-    def _fitting_batch_size(self) -> int:
+    def _fitting_batch_size(self, images: Tensor) -> int:
         """The batch size when none is asked for: cache-sized on a CPU, otherwise what a quarter of the memory holds."""
         if self.device.type != "cuda":
             # Measured with ResNet-20: best where a batch has about 64 x 32 x 32 pixels, so that activations stay in the
             # cache; batches of 1,000 images of 32x32 take three times as long per image.
             return max(8, min(512, 64 * 32 * 32 // (self.shape[1] * self.shape[2])))
-        probe = self._noise.permute(0, 3, 1, 2)
+        probe = images[:64]
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
-        self._forward(probe)
+        with torch.inference_mode():
+            self._forward(probe)
         each = (torch.cuda.max_memory_allocated(self.device) - before) / len(probe)
-        budget = torch.cuda.get_device_properties(self.device).total_memory / 4
-        return int(min(max(budget / max(each, 1) // BLOCK * BLOCK, BLOCK), 4096))
+        fits = torch.cuda.get_device_properties(self.device).total_memory / 4 / max(each, 1)
+        # A power of two, so that small differences of what was measured do not change the shape, and with it rounding.
+        return 2 ** int(np.log2(min(max(fits, 64), 4096)))
 
 
-@dataclass
+@dataclass(eq=False)
 class _Running:
     number: int
-    image: Tensor
-    key: int
+    request: Request
     procedure: Procedure
-    draws: Draws
     seconds: float = 0.0
 
 
 def run_procedures(
-    counter: VoteCounter, tasks: Iterable[tuple[int, Tensor, Procedure]], seed: int
+    counter: VoteCounter, tasks: Iterable[tuple[int, NDArray[np.uint8], Procedure]], context: str
 ) -> Iterator[tuple[int, Any, float]]:
-    """Run many procedures at once; tasks are (number, image float32 [C, H, W], procedure), taken as needed.
+    """Run many procedures at once; tasks are (number, pixels [H, W, C], procedure), taken as needed.
 
     A round serves the oldest procedures until its batches are full, so a few images with many draws left never leave the
     device idle, and a kill loses no more than the images of a round. Yields (number, result, seconds) as they end; seconds
-    is the image's share of the rounds, by draws.
+    is the image's share of the rounds, by draws. context: what the noise depends on beside the pixels.
     """
     waiting, running = iter(tasks), list[_Running]()
+    room = BATCHES_PER_ROUND * counter.batch_size
     while True:
         served, draws = list[_Running](), 0
         for task in running:
-            if draws >= BATCHES_PER_ROUND * counter.batch_size:
+            if draws >= room:
                 break
             served.append(task)
-            draws += task.draws.stop - task.draws.start
-        while draws < BATCHES_PER_ROUND * counter.batch_size and (new := next(waiting, None)) is not None:
-            number, image, procedure = new
-            if image.shape != counter.shape:
+            draws += _size(task.request)
+        while draws < room and (new := next(waiting, None)) is not None:
+            number, pixels, procedure = new
+            shape = (pixels.shape[2], *pixels.shape[:2])
+            if shape != counter.shape:
                 raise UserError(
-                    f"image {number} has shape {list(image.shape)}, the first {list(counter.shape)}: give one shape"
+                    f"image {number} has shape {list(shape)}, the first {list(counter.shape)}: give one shape"
                 )
-            task = _Running(
-                number, _to_device(image, counter.device), image_key(image, seed), procedure, next(procedure)
-            )
-            running.append(task)
-            served.append(task)
-            draws += task.draws.stop - task.draws.start
+            levels = pixels.reshape(-1).astype(np.int16) * np.int16(counter.law.fineness)
+            request = Request(levels, noise_key(pixels, context), next(procedure))
+            running.append(_Running(number, request, procedure))
+            served.append(running[-1])
+            draws += _size(request)
         if not served:
             return
         began = time.perf_counter()
-        votes = counter.count([Request(task.image, task.key, task.draws) for task in served])
+        votes = counter.count([task.request for task in served])
         per_draw = (time.perf_counter() - began) / draws
         for task, counts in zip(served, votes, strict=True):
-            task.seconds += per_draw * (task.draws.stop - task.draws.start)
+            task.seconds += per_draw * _size(task.request)
             try:
-                task.draws = task.procedure.send(counts)
+                task.request = task.request._replace(draws=task.procedure.send(counts))
             except StopIteration as end:
                 running.remove(task)
                 yield task.number, end.value, task.seconds
 
 
-def _to_device(image: Tensor, device: torch.device) -> Tensor:
-    """float32 [C, H, W] in channels-last memory, as the batch has it."""
-    return image.to(device, torch.float32).permute(1, 2, 0).contiguous().permute(2, 0, 1)
+def _size(request: Request) -> int:
+    return request.draws.stop - request.draws.start

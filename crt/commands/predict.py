@@ -1,7 +1,9 @@
 """`crt predict`: class, abstention and certified radius of image files."""
 
 import json
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
+from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 
 from crt.certification.certificate import Certificate
@@ -12,7 +14,6 @@ from crt.drops.images import decode_image
 from crt.drops.layout import first_ten
 from crt.errors import UserError
 from crt.models.checkpoint import load_model
-from crt.spec import to_unit
 
 
 def predict(
@@ -20,19 +21,22 @@ def predict(
     model: Path,
     *,
     n0: int = 100,
-    n: int = 100_000,
+    n: int = 10_000,
     alpha: float = 0.001,
     radii: Sequence[float] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "auto",
     precision: Precision = "float32",
     compile: bool = False,  # noqa: A002
+    batch_size: int | None = None,
     json_lines: bool = False,
 ) -> None:
     """Print what the smoothed model says of each image file, in the order given, each line as soon as it is known.
 
     The model is smoothed with the sigma it was trained with, and the files are brought to its format as its test set was.
-    radii: None for exact certification, else the l2 radii ([0,1] pixel units) to decide with fewer draws.
+    radii: None for exact certification, else the l2 radii ([0,1] pixel units) to decide with fewer draws. seed: None for a
+    fresh secret one, which is printed, so that the answers can be checked later. precision, compile and batch_size: as the
+    model was certified. Radii are printed rounded down.
 
     Raises:
         UserError: no model, an image that cannot be read or does not fit, or numbers that cannot certify anything.
@@ -48,29 +52,39 @@ def predict(
         n=n,
         alpha=alpha,
         radii=radii,
-        seed=seed,
+        seed=secrets.randbits(128) if seed is None else seed,
         device=place,
         precision=precision,
         compile=compile,
+        batch_size=batch_size,
     )
     classes = info.spec.classes
-    pixels = [to_unit(decode_image(path, info.spec)) for path in images]  # all, before the first is certified
+    pixels = [decode_image(path, info.spec) for path in images]  # all, before the first is certified
     certificates = in_turn(
         (number, certificate)
-        for number, certificate, _ in smoothed.certify_each((image, None) for image in pixels)
+        for number, certificate, _ in smoothed.certify_pixels((image, None) for image in pixels)
     )
+    noise = f"{smoothed.seed:#x}"
     width = max([len("image"), *(len(str(path)) for path in images)])
     names = max([len("(abstains)"), *(len(name) for name in classes)])
     if not json_lines:
-        print(f"{'image':{width}}  {'class':{names}}  radius (l2, sigma {info.sigma:g}, alpha {alpha:g})")
+        terms = f"l2, sigma {info.sigma:g}, alpha {alpha:g}, noise seed {noise}"
+        print(f"{'image':{width}}  {'class':{names}}  radius ({terms})")
     for path, certificate in zip(images, certificates, strict=True):
         name = classes[certificate.predict] if certificate.status == "certified" else None
         if json_lines:
-            line = json.dumps(as_json(path, name, certificate, info.sigma, alpha), ensure_ascii=False)
+            line = json.dumps(
+                as_json(path, name, certificate, info.sigma, alpha) | {"seed": noise}, ensure_ascii=False
+            )
         else:
-            radius = "" if name is None else f"{certificate.radius:.4f}"
+            radius = "" if name is None else down(certificate.radius or 0.0)
             line = f"{path!s:{width}}  {name or '(abstains)':{names}}  {radius}".rstrip()
         print(line, flush=True)
+
+
+def down(radius: float) -> str:
+    """A radius with four digits behind the point, never more than it is."""
+    return str(Decimal(radius).quantize(Decimal("0.0001"), ROUND_FLOOR))
 
 
 def as_json(

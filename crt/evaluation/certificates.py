@@ -15,7 +15,9 @@ from scipy.special import ndtri
 from crt.errors import UserError
 
 # The header. It is stated here a second time, so that reading depends on nothing that certifies.
-COLUMNS = ("idx", "label", "predict", "radius", "correct", "time", "name", "n_a", "n", "p_lower", "status")
+COLUMNS = (
+    "idx", "label", "predict", "radius", "correct", "time", "name", "n_a", "n", "p_lower", "status", "image"
+)  # fmt: skip
 STATUSES = ("certified", "abstained", "misclassified")
 SETTINGS = {
     "sigma": (int, float),
@@ -55,6 +57,7 @@ class Certificates:
     n: NDArray[np.int64]
     p_lower: NDArray[np.float64]  # lower confidence bound of the predicted class' probability
     status: NDArray[np.str_]
+    image: list[str]  # equal for equal images, whose certificates are of the same noise
 
     def __len__(self) -> int:
         return len(self.idx)
@@ -79,6 +82,13 @@ class Certificates:
     def right_radius(self) -> NDArray[np.float64]:
         """Radius times correct [N], the quantity whose mean is the ACR."""
         return np.where(self.correct, self.radius, 0.0)
+
+    @property
+    def once(self) -> NDArray[np.bool_]:
+        """Which images [N] are the first of those that are equal to them. Equal ones have one certificate, and fail together."""
+        first = np.zeros(len(self), dtype=np.bool_)
+        first[np.unique(np.array(self.image), return_index=True)[1]] = True
+        return first
 
     def right_at(self, radius: float) -> NDArray[np.bool_]:
         """Which images [N] have a certificate that is right and reaches `radius`."""
@@ -133,6 +143,7 @@ def read_certificates(tsv: Path) -> Certificates:
         n=whole.n.to_numpy(),
         p_lower=numbers.p_lower.to_numpy(),
         status=cells.status.to_numpy(np.str_),
+        image=cells.image.tolist(),
     )
     _check_radii(certificates)
     return certificates
@@ -173,6 +184,8 @@ def _cells(tsv: Path) -> pd.DataFrame:
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{tsv} is damaged ({reason}): delete the file and certify the model again") from None
+    if tuple(cells.columns) == COLUMNS[:-1]:  # version 0.1.0 named no images: each counts as another
+        cells["image"] = [f"{place:032x}" for place in range(len(cells))]
     if tuple(cells.columns) != COLUMNS:
         raise UserError(f"{tsv}: line 1 is not the header {' '.join(COLUMNS)}: certify the model again")
     if cells.empty:
@@ -207,6 +220,7 @@ def _checked_numbers(tsv: Path, cells: pd.DataFrame) -> pd.DataFrame:
             ~certified | ((cells.radius != "") & (v.p_lower >= 0.5))
         ),
         "an image that is {status} has a radius": certified | (v.radius == 0),
+        "image is {image!r}, no hash of pixels": cells.image.str.fullmatch("[0-9a-f]{32}"),
     }
     for fault, kept in rules.items():
         if not kept.all():

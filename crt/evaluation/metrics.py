@@ -67,11 +67,16 @@ def short_metrics(role: str, details: Mapping[str, Any]) -> dict[str, float]:
 def compute_metrics(certificates: Certificates) -> dict[str, Any]:
     """The metrics of one classifier. Shares are of all images, abstentions and errors included.
 
+    An image that stands in the test set several times counts once in what follows:
     `interval`: exact 95 % confidence intervals, for the finite test set (lists).
     `certified_accuracy_lower_bound`: what holds of these very images with probability 0.999, over the failures that alpha
     permits.
     """
-    settings, images = certificates.settings, len(certificates)
+    settings, images, once = certificates.settings, len(certificates), certificates.once
+    distinct = int(once.sum())
+    right_once = {
+        str(radius): int(certificates.right_at(radius)[once].sum()) for radius in certificates.radii
+    }
     right = {str(radius): int(certificates.right_at(radius).sum()) for radius in certificates.radii}
     smoothed = int(certificates.correct.sum())
     estimated = int((certificates.status != "misclassified").sum())
@@ -84,14 +89,15 @@ def compute_metrics(certificates: Certificates) -> dict[str, Any]:
         "median_radius": float(np.median(certificates.right_radius)),
         "abstention_rate": abstained / max(estimated, 1),
         "images": images,
+        "repeated_images": images - distinct,
         "subset": subset_rule(settings["stride"], settings["max_images"]),
         "forward_passes": settings["forward_passes"],
         "certified_accuracy_lower_bound": {
-            key: failures_subtracted(count, images, settings["alpha"]) for key, count in right.items()
+            key: failures_subtracted(count, distinct, settings["alpha"]) for key, count in right_once.items()
         },
         "interval": {
-            "smoothed_accuracy": exact_interval(smoothed, images),
-            "certified_accuracy": {key: exact_interval(count, images) for key, count in right.items()},
+            "smoothed_accuracy": exact_interval(int(certificates.correct[once].sum()), distinct),
+            "certified_accuracy": {key: exact_interval(count, distinct) for key, count in right_once.items()},
         },
     }
     if settings.get("warnings"):

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,33 +12,33 @@ from model_folders import describe
 from torch import Tensor, nn
 
 from crt.certification import journal, run
-from crt.certification.run import Settings, certify_store
+from crt.certification.run import certify_store
+from crt.config import Certify
 from crt.data.store import Store
 from crt.processes import rank
 from crt.spec import ImageSpec, to_unit
 
 COUNT, SIZE = 40, 4
 
-SETTINGS = Settings(
-    sigma=0.5,
+SIGMA = 0.5
+OPTIONS = Certify(
     mode="exact",
     n0=20,
     n=1_000,
     alpha=0.01,
-    radii=(0.0, 0.25, 0.5),
-    seed=3,
+    radii=[0.0, 0.25, 0.5],
     stride=1,
     max_images=None,
     skip_misclassified=True,
     allow_sigma_mismatch=False,
     precision="float32",
-    compile=False,
-    device="cpu",
     batch_size=64,
+    split="test",
+    images="prepared/test",
 )
 
 SPEC = ImageSpec(("zero", "one", "two"), SIZE, channels=1)
-INFO = describe(SPEC, arch="toy", sigma=0.5)
+INFO = describe(SPEC, arch="toy", sigma=SIGMA)
 
 
 class ToyModel(nn.Module):
@@ -57,10 +56,12 @@ class ToyModel(nn.Module):
 class ToyStore(Store):
     """Without a parquet file."""
 
-    names = [f"test/{place:02d}\tä.png" for place in range(COUNT)]  # type: ignore[assignment]  # noqa: RUF012
+    @property
+    def names(self) -> list[str]:  # type: ignore[override]
+        return [f"test/{place:02d}\tä.png" for place in range(len(self))]
 
 
-def store() -> Store:
+def store() -> ToyStore:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (COUNT, SIZE, SIZE, 1), dtype=np.uint8)
     with torch.no_grad():
@@ -69,11 +70,21 @@ def store() -> Store:
     return ToyStore(Path("prepared/test"), pixels, labels, SPEC, "t" * 64, np.zeros(len(labels), bool))
 
 
-def certify(folder: Path, model: nn.Module | None = None, **changes: object) -> Path:
-    """Certify into folder/certificates.tsv, resuming from folder/work."""
-    out = folder / "certificates.tsv"
-    settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
-    certify_store(model or ToyModel(), INFO, "m" * 64, store(), settings, out, folder / "work")
+def certify(
+    folder: Path,
+    model: nn.Module | None = None,
+    data: Store | None = None,
+    fingerprint: str = "m" * 64,
+    sigma: float = SIGMA,
+    seed: int | None = None,
+    **changes: object,
+) -> Path:
+    """Certify into folder/certificates.tsv, with decided images in folder/kept."""
+    out, options = folder / "certificates.tsv", OPTIONS.model_copy(update=changes)
+    model, data = model or ToyModel(), store() if data is None else data
+    certify_store(
+        model, INFO, fingerprint, data, options, out, folder / "kept", sigma=sigma, seed=seed, device="cpu"
+    )
     return out
 
 
@@ -87,9 +98,9 @@ def die_after(rows: int) -> None:
     append = journal.Journal.append
 
     def fatal(self, new):
-        for place, row in enumerate(append(self, new), start=1):
+        for count, row in enumerate(append(self, new), start=1):
             yield row
-            if place == rows:
+            if count == rows:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     journal.Journal.append = fatal  # type: ignore[method-assign]

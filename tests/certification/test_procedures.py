@@ -13,15 +13,19 @@ from crt.certification.certificate import ABSTAIN, Certificate
 from crt.certification.procedures import (
     Draws,
     Procedure,
+    Selected,
     Stage,
     certify,
     estimate_adaptive,
     estimate_exact,
     predict,
+    select,
+    select_clear,
 )
 
 SIGMA, N0, N, ALPHA = 0.25, 20, 1_000, 0.05
 RADII = (0.0, 0.25, 0.5, 0.75)
+FIXED = partial(select, N0)
 P_A = [
     0.4,
     0.5,
@@ -67,7 +71,7 @@ def false_claims(procedure: Callable[[], Procedure], p: list[float], runs: int) 
     return wrong
 
 
-def adaptive(futile: str = "as built") -> Callable[[int], Procedure]:
+def adaptive(futile: str = "as built") -> Callable[[Selected], Procedure]:
     table = bounds.stopping_table(RADII, SIGMA, N, ALPHA)
     if futile == "never":
         table = replace(table, futile=tuple(tuple(-1 for _ in table.looks) for _ in RADII))
@@ -81,7 +85,7 @@ def adaptive(futile: str = "as built") -> Callable[[int], Procedure]:
 
 
 ESTIMATES = {
-    "exact": partial(estimate_exact, N, ALPHA, SIGMA),
+    "exact": partial(estimate_exact, N, ALPHA, SIGMA, 0.0),
     **{
         f"adaptive, futile {how}": adaptive(how) for how in ("as built", "never", "unless ahead", "at random")
     },
@@ -92,7 +96,7 @@ ESTIMATES = {
 @pytest.mark.parametrize("p", P_A)
 def test_coverage(mode: str, p: float) -> None:
     runs = 1_000
-    wrong = false_claims(lambda: certify(N0, ESTIMATES[mode], None), [p, 1 - p], runs)
+    wrong = false_claims(lambda: certify(FIXED, ESTIMATES[mode], None), [p, 1 - p], runs)
     assert wrong <= binom.ppf(1 - 1e-5, runs, ALPHA)
 
 
@@ -100,7 +104,7 @@ def test_coverage(mode: str, p: float) -> None:
 def test_the_coverage_test_has_power(mode: str) -> None:
     """At the boundary certificates do fail, nearly as often as alpha allows; ten times more is noticed."""
     wrong = false_claims(
-        lambda: certify(N0, ESTIMATES[mode], None), [norm.cdf(1) - 1e-9, 1 - norm.cdf(1) + 1e-9], 2_000
+        lambda: certify(FIXED, ESTIMATES[mode], None), [norm.cdf(1) - 1e-9, 1 - norm.cdf(1) + 1e-9], 2_000
     )
     assert wrong > 0.5 * ALPHA * 2_000
 
@@ -114,7 +118,7 @@ def test_selection_draws_are_not_reused() -> None:
             asked.append(draws)
             return [draws.stop - draws.start, 0]
 
-        result = drive(certify(N0, estimate, None), vote)
+        result = drive(certify(FIXED, estimate, None), vote)
         assert asked[0] == Draws(Stage.SELECTION, 0, N0), name
         assert all(draws.stage == Stage.ESTIMATION for draws in asked[1:])
         assert [draws.start for draws in asked[1:]] == [0, *(draws.stop for draws in asked[1:-1])]
@@ -124,10 +128,10 @@ def test_selection_draws_are_not_reused() -> None:
 @pytest.mark.parametrize("k", [1_000, 999, 800, 530, 526, 525, 500, 0])
 def test_exact_radius_is_the_formula(k: int) -> None:
     votes = iter([[0, 20], [N - k, k]])
-    result = drive(certify(N0, ESTIMATES["exact"], None), lambda _: next(votes))
+    result = drive(certify(FIXED, ESTIMATES["exact"], None), lambda _: next(votes))
     p_lower = bounds.lower_bound(k, N, ALPHA)
     if p_lower < 0.5:
-        assert result == Certificate(ABSTAIN, 0.0, k, N, p_lower, "abstained")
+        assert result == Certificate(ABSTAIN, 0.0, k, N, N0, result.p_lower, "abstained")
     else:
         assert result.predict == 1
         assert result.radius == pytest.approx(SIGMA * norm.ppf(p_lower), abs=1e-9)
@@ -135,24 +139,26 @@ def test_exact_radius_is_the_formula(k: int) -> None:
 
 def test_the_most_frequent_class_is_selected_the_lowest_among_equals() -> None:
     votes = iter([[5, 7, 7, 1], [0, N, 0, 0]])
-    assert drive(certify(N0, ESTIMATES["exact"], None), lambda _: next(votes)).predict == 1
+    assert drive(certify(FIXED, ESTIMATES["exact"], None), lambda _: next(votes)).predict == 1
 
 
 def test_misclassified_images_are_not_estimated() -> None:
     for estimate in ESTIMATES.values():
         votes = iter([[5, 15]])
-        result = drive(certify(N0, estimate, label=0), lambda _, votes=votes: next(votes))
-        assert result == Certificate(1, None, 0, 0, None, "misclassified")
+        result = drive(certify(FIXED, estimate, label=0), lambda _, votes=votes: next(votes))
+        assert result == Certificate(1, None, 0, 0, N0, None, "misclassified")
         rng = np.random.default_rng(0)
-        labelled = drive(certify(N0, estimate, label=1), multinomial([0.1, 0.9], np.random.default_rng(0)))
-        assert labelled == drive(certify(N0, estimate, label=None), multinomial([0.1, 0.9], rng))
+        labelled = drive(certify(FIXED, estimate, label=1), multinomial([0.1, 0.9], np.random.default_rng(0)))
+        assert labelled == drive(certify(FIXED, estimate, label=None), multinomial([0.1, 0.9], rng))
 
 
 def test_a_radius_counts_only_after_all_smaller_ones() -> None:
     """Tables of single radii may cross each other, so certifying must go step by step."""
     table = bounds.StoppingTable((0.0, 0.25), (0.5, 0.84), (10, 20), ((20, 20), (5, 5)), ((-1, -1), (-1, -1)))
     votes = iter([[10, 0], [5, 0], [5, 0]])
-    result = drive(certify(10, partial(estimate_adaptive, table), None), lambda _: next(votes))
+    result = drive(
+        certify(partial(select, 10), partial(estimate_adaptive, table), None), lambda _: next(votes)
+    )
     assert (result.status, result.n_a, result.n) == ("abstained", 10, 20)
 
 
@@ -162,7 +168,10 @@ def test_adaptive_finds_the_place_among_the_radii_with_fewer_draws() -> None:
     spent = []
     for p, radius in [(0.7, 0.0), (0.93, 0.25), (0.99, 0.5), (0.99999, 0.75), (0.3, None)]:
         results = [
-            drive(certify(100, partial(estimate_adaptive, table), None), multinomial([p, 1 - p], rng))
+            drive(
+                certify(partial(select, 100), partial(estimate_adaptive, table), None),
+                multinomial([p, 1 - p], rng),
+            )
             for _ in range(20)
         ]
         if radius is not None:
@@ -185,3 +194,62 @@ def test_predict_is_wrong_with_probability_alpha_at_most(p: list[float], most: f
 def test_predict_answers_when_the_vote_is_clear() -> None:
     assert drive(predict(200, 0.001), lambda _: [30, 150, 20]) == 1
     assert drive(predict(200, 0.001), lambda _: [95, 105, 0]) == ABSTAIN
+
+
+# selection in adaptive mode
+
+
+def test_a_clear_class_is_selected_by_few_draws() -> None:
+    votes = iter([[1, 31, 0]])
+    assert drive(select_clear(), lambda _: next(votes)) == Selected(1, 32)
+
+
+def test_an_unclear_class_gets_more_draws_which_add_up() -> None:
+    asked: list[Draws] = []
+
+    def tied(draws: Draws) -> list[int]:
+        asked.append(draws)
+        size = draws.stop - draws.start
+        return [size // 2, size - size // 2, 0] if len(asked) % 2 else [size - size // 2, size // 2, 0]
+
+    assert drive(select_clear(), tied) == Selected(0, 1024)
+    assert [draws.start for draws in asked] == [0, *(draws.stop for draws in asked[:-1])]
+    assert {draws.stage for draws in asked} == {Stage.SELECTION}
+
+
+def test_selection_by_clarity_misses_the_top_class_less_often_with_fewer_draws() -> None:
+    rng, runs = np.random.default_rng(0), 2_000
+    missed = dict.fromkeys(("clear", "fixed"), 0)
+    for p in (0.55, 0.6, 0.7, 0.9, 0.99, 0.999):
+        for name, selection in (("clear", select_clear), ("fixed", partial(select, 100))):
+            for _ in range(runs // 10):
+                result = drive(selection(), multinomial([p, 1 - p], rng))
+                missed[name] += result.c != 0
+    assert missed["clear"] < missed["fixed"] / 3
+
+
+@pytest.mark.parametrize("mode", ["exact", "adaptive, futile as built"])
+def test_coverage_with_selection_by_clarity(mode: str) -> None:
+    runs = 500
+    for p in (0.5, norm.cdf(1), norm.cdf(2)):
+        wrong = false_claims(lambda: certify(select_clear, ESTIMATES[mode], None), [p, 1 - p], runs)
+        assert wrong <= binom.ppf(1 - 1e-5, runs, ALPHA)
+
+
+def test_draws_without_a_class_count_against_a_certificate() -> None:
+    """Of 1,000 draws 600 vote for class 0 and the rest for none."""
+    votes = iter([[20, 0], [600, 0]])
+    result = drive(certify(FIXED, ESTIMATES["exact"], None), lambda _: next(votes))
+    assert (result.n_a, result.n) == (600, N)
+    assert result.radius < SIGMA * norm.ppf(0.6)
+    assert drive(predict(200, 0.001), lambda _: [0, 0]) == ABSTAIN
+
+
+def test_the_charge_lowers_the_bound() -> None:
+    results = []
+    for charge in (0.0, 0.01):
+        votes = iter([[20, 0], [900, 100]])
+        estimate = partial(estimate_exact, N, ALPHA, SIGMA, charge)
+        results.append(drive(certify(FIXED, estimate, None), lambda _, v=votes: next(v)))
+    assert results[1].p_lower == pytest.approx(results[0].p_lower - 0.01, abs=1e-12)
+    assert results[1].radius < results[0].radius

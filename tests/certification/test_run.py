@@ -4,21 +4,25 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from certification_toy import COUNT, INFO, SETTINGS, ToyModel, certify, store, without_time
-from torch import Tensor, nn
+from certification_toy import COUNT, INFO, OPTIONS, SIGMA, ToyModel, certify, store, without_time
+from torch import Tensor
 
+import crt
+from crt.certification import journal
 from crt.certification.run import certify_store
 from crt.certification.smoothing import SmoothedClassifier
 from crt.errors import UserError
 from crt.evaluation.certificates import read_certificates
-from crt.spec import to_unit
 
 TOY = Path(__file__).with_name("certification_toy.py")
 
@@ -26,10 +30,12 @@ TOY = Path(__file__).with_name("certification_toy.py")
 def test_the_file_says_what_the_classifier_says(tmp_path: Path) -> None:
     """Row by row against the library's three-line use; the reader of the evaluation accepts it."""
     table = read_certificates(certify(tmp_path))
-    smoothed = SmoothedClassifier(ToyModel(), 0.5, n0=20, n=1_000, alpha=0.01, seed=3)
+    settings = {"model_fingerprint": "m" * 64, "sigma": 0.5, "mode": "exact", "alpha": 0.01, "n": 1_000}
+    smoothed = SmoothedClassifier(ToyModel(), 0.5, n0=20, n=1_000, alpha=0.01, batch_size=64, device="cpu")
     data = store()
-    images = torch.stack([to_unit(pixels) for pixels in data.images])
-    expected = smoothed.certify(images, torch.from_numpy(data.labels))
+    labelled = zip(data.images, data.labels.tolist(), strict=True)
+    results = smoothed.certify_pixels(labelled, json.dumps(settings))
+    expected = [certificate for _, certificate, _ in sorted(results)]
     assert table.idx.tolist() == list(range(COUNT))
     assert table.name == data.names
     assert table.label.tolist() == data.labels.tolist()
@@ -41,13 +47,18 @@ def test_the_file_says_what_the_classifier_says(tmp_path: Path) -> None:
         assert (table.n_a[place], table.n[place]) == (certificate.n_a, certificate.n)
     assert {"certified", "misclassified"} <= set(table.status.tolist())
     facts = table.settings
-    assert facts["forward_passes"] == sum(20 + n for n in table.n)
+    assert facts["forward_passes"] == sum(20 + n for n in table.n)  # 20 that select
     assert facts["seconds"] == pytest.approx(table.seconds.sum(), abs=1e-4)
     assert facts["model_fingerprint"] == "m" * 64
     assert facts["data_fingerprint"] == "t" * 64
     assert facts["device"].startswith("cpu")
     assert facts["warnings"] == []
-    assert not (tmp_path / "work").exists()
+    assert facts["batch_size"] == 64
+    assert facts["other_batch_size"] == {"rows": 128, "batch_size": 32, "differing": 0}
+    assert facts["noise"]["kind"] == "integer"
+    assert facts["noise"]["depends_on"] == ["model_fingerprint", "sigma", "mode", "alpha", "n", "pixels"]
+    assert facts["noise"]["seed"] is None
+    assert 0 < facts["noise"]["total_variation"] < 1e-13
 
 
 def test_adaptive_radii_are_those_asked_for(tmp_path: Path) -> None:
@@ -81,8 +92,20 @@ def test_batch_size_changes_nothing(tmp_path: Path, changes: dict[str, object]) 
     )
 
 
-def test_another_seed_has_other_votes(tmp_path: Path) -> None:
-    assert without_time(certify(tmp_path / "a")) != without_time(certify(tmp_path / "b", seed=4))
+def test_a_seed_given_by_hand_has_other_votes_and_is_marked(tmp_path: Path) -> None:
+    plain, seeded = certify(tmp_path / "a"), certify(tmp_path / "b", seed=4)
+    assert without_time(plain) != without_time(seeded)
+    noise = json.loads(seeded.with_suffix(".json").read_text())["noise"]
+    assert noise["seed"] == "0x4, given by hand"
+    assert noise["depends_on"][-2:] == ["seed", "pixels"]
+
+
+@pytest.mark.parametrize("changes", [{"fingerprint": "n" * 64}, {"n": 1_001}, {"alpha": 0.011}])
+def test_the_noise_is_fixed_by_model_and_settings(tmp_path: Path, changes: dict[str, object]) -> None:
+    """Also where the classifier is the same: nobody can choose the noise, or train against one that is known."""
+    one, other = certify(tmp_path / "a"), certify(tmp_path / "b", **changes)
+    votes = [[row[7] for row in without_time(path)[1:]] for path in (one, other)]
+    assert votes[0] != votes[1]
 
 
 # interruptions
@@ -131,7 +154,7 @@ while kills < 15 or len({{count for count in kept if 0 < count < COUNT}}) < 3:  
         if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0:
             break
         kills += 1
-        lines = "".join(path.read_text() for path in out.glob("work/*/rows-*.jsonl")).count("status")
+        lines = "".join(path.read_text() for path in out.glob("kept/*/rows-*.jsonl")).count("status")
         assert lines >= before or (out / "certificates.tsv").exists(), "a kill lost decided images"
         before = lines
         kept.append(lines)
@@ -159,27 +182,33 @@ def test_killed_at_random_moments_ends_with_the_same_file(tmp_path: Path, mode: 
     assert facts[0] == facts[1]
 
 
-class Interrupted(nn.Module):
-    """Fails after so many forward passes."""
+class Counting(ToyModel):
+    """Counts the images of its forward passes, in all its copies, and fails after so many."""
 
-    def __init__(self, passes: int) -> None:
-        super().__init__()
-        self.model, self.left = ToyModel(), passes
+    passed, most = 0, 10**9
 
     def forward(self, x: Tensor) -> Tensor:
-        self.left -= 1
-        if self.left < 0:
+        Counting.passed += len(x)
+        if Counting.passed > Counting.most:
             raise KeyboardInterrupt
-        return self.model(x)
+        return super().forward(x)
+
+
+def passes(folder: Path, **changes: object) -> int:
+    """Forward passes, in images, that certifying takes."""
+    Counting.passed, Counting.most = 0, 10**9
+    certify(folder, Counting(), **changes)
+    return Counting.passed
 
 
 def rows(folder: Path) -> list[Path]:
-    return list(folder.glob("work/*/rows-*.jsonl"))
+    return list(folder.glob("kept/*/rows-*.jsonl"))
 
 
 def half_done(folder: Path) -> Path:
+    Counting.passed, Counting.most = 0, 20_000
     with pytest.raises(KeyboardInterrupt):
-        certify(folder, Interrupted(300))
+        certify(folder, Counting())
     (path,) = rows(folder)
     assert 5 < path.read_text().count("status") < COUNT - 5
     return path
@@ -187,10 +216,91 @@ def half_done(folder: Path) -> Path:
 
 def test_decided_images_are_not_repeated(tmp_path: Path) -> None:
     half_done(tmp_path)
-    passes = Interrupted(10**6)
-    certify(tmp_path, passes)
-    assert 10**6 - passes.left < 600
-    assert without_time(tmp_path / "certificates.tsv") == without_time(certify(tmp_path / "whole"))
+    whole = passes(tmp_path / "whole")
+    assert 0 < passes(tmp_path) < whole - 5_000
+    assert without_time(tmp_path / "certificates.tsv") == without_time(tmp_path / "whole/certificates.tsv")
+
+
+# what has not changed is taken over
+
+
+def test_a_grown_test_set_costs_its_new_images(tmp_path: Path) -> None:
+    whole, small = store(), store()
+    of_half = replace(small, images=small.images[:30], labels=small.labels[:30], fingerprint="s" * 64)
+    first = passes(tmp_path, data=of_half)
+    grown = passes(tmp_path, data=whole)
+    fresh = passes(tmp_path / "fresh", data=whole)
+    check = passes(tmp_path, data=whole)  # of the network, once in every run
+    assert check < 1_000
+    assert 0 < grown - check < (fresh - check) / 3  # 10 images of 40
+    assert first < fresh
+    assert without_time(tmp_path / "certificates.tsv") == without_time(tmp_path / "fresh/certificates.tsv")
+    assert passes(tmp_path, data=of_half) == check
+
+
+def test_other_reported_radii_cost_nothing_in_exact_mode(tmp_path: Path) -> None:
+    passes(tmp_path)
+    assert passes(tmp_path, radii=[0.0, 0.125]) < 1_000
+    assert read_certificates(tmp_path / "certificates.tsv").radii == [0.0, 0.125]
+
+
+def test_an_image_that_stands_twice_is_certified_once(tmp_path: Path) -> None:
+    data = store()
+    doubled = replace(
+        data, images=np.concatenate([data.images] * 2), labels=np.concatenate([data.labels] * 2)
+    )
+    assert passes(tmp_path / "twice", data=doubled) == passes(tmp_path / "once", data=data)
+    once, twice = (without_time(tmp_path / name / "certificates.tsv") for name in ("once", "twice"))
+    assert [row[1:5] + row[6:] for row in twice[1 : COUNT + 1]] == [row[1:5] + row[6:] for row in once[1:]]
+    assert [row[1:5] + row[6:] for row in twice[COUNT + 1 :]] == [row[1:5] + row[6:] for row in once[1:]]
+    assert len({row[-1] for row in twice[1:]}) == COUNT
+    facts = json.loads((tmp_path / "twice/certificates.json").read_text())
+    assert facts["forward_passes"] == sum(20 + int(row[8]) for row in once[1:])  # the names hold a tab
+
+
+def test_an_image_with_another_label_is_certified_again(tmp_path: Path) -> None:
+    """The shortcut asks for the label; without it the label is none of certification's business."""
+    data, other = store(), store()
+    other.labels[:] = (other.labels + 1) % 3
+    for shortcut in (True, False):
+        folder = tmp_path / str(shortcut)
+        first = passes(folder, data=data, skip_misclassified=shortcut)
+        again = passes(folder, data=other, skip_misclassified=shortcut)
+        assert (again > first / 10) == shortcut
+        fresh = certify(tmp_path / f"fresh {shortcut}", data=other, skip_misclassified=shortcut)
+        assert without_time(folder / "certificates.tsv") == without_time(fresh)
+
+
+def test_code_that_decides_votes_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever certification imports from the package, apart from what changes no vote."""
+    code = "import sys, crt.certification.run; print(*[m for m in sys.modules if m.startswith('crt')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    package = Path(crt.__file__).parent
+    (tmp_path / "crt").mkdir()
+    covered = shutil.copytree(package, tmp_path / "crt", dirs_exist_ok=True)
+    monkeypatch.setattr(crt, "__file__", str(covered / "__init__.py"))
+    known = journal.code_fingerprint()
+    neutral = {"crt", "crt.errors", "crt.devices", "crt.processes", "crt.memory", "crt.files", "crt.config"}
+    for name in sorted(set(done.stdout.split()) - neutral):
+        path = covered.parent / Path(*name.split("."))
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text + "changed = 1\n", encoding="utf-8")
+        if not name.startswith("crt.data"):  # it gives the pixels, which are in the key themselves
+            assert journal.code_fingerprint() != known, f"{name} decides votes and is not in the key"
+        file.write_text(text, encoding="utf-8")
+    assert journal.code_fingerprint() == known
+
+
+def test_the_classifiers_used_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "KEPT", 2)
+    for number in range(4):
+        certify(tmp_path, fingerprint=str(number), max_images=1)
+        os.utime(next(path for path in (tmp_path / "kept").iterdir()), (number, number))
+        assert len(list((tmp_path / "kept").iterdir())) == min(number + 1, 2)
+
+
+# what a kill leaves
 
 
 @pytest.mark.parametrize("torn", ['[3, 0.1, {"predict": 1, "rad', "", "\x00\x00\n", "[]\n", "3\n"])
@@ -214,6 +324,7 @@ def test_a_line_cut_anywhere_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [{"seed": 4}, {"n": 2_000}, {"alpha": 0.02}, {"sigma": 0.5000001, "allow_sigma_mismatch": True}],
+    ids=str,
 )
 def test_other_settings_never_resume(tmp_path: Path, changes: dict[str, object]) -> None:
     half_done(tmp_path)
@@ -224,8 +335,7 @@ def test_another_model_never_resumes(tmp_path: Path) -> None:
     half_done(tmp_path)
     other = ToyModel()
     torch.nn.init.zeros_(other.linear.weight)
-    out = tmp_path / "certificates.tsv"
-    certify_store(other, INFO, "o" * 64, store(), SETTINGS, out, tmp_path / "work")
+    out = certify(tmp_path, other, fingerprint="o" * 64)
     assert {row[2] for row in without_time(out)[1:]} <= {"-1", "0", "1", "2"}
     assert len({row[6] for row in without_time(out)[1:]}) <= 2  # all draws vote alike
 
@@ -281,8 +391,7 @@ def test_a_lost_process_ends_the_run_and_the_next_goes_on(tmp_path: Path) -> Non
     assert not (tmp_path / "certificates.tsv").exists()
     kept = sum(path.read_text().count('"status"') for path in rows(tmp_path))
     assert 4 <= kept < COUNT
-    passes = Interrupted(10**6)
-    certify(tmp_path, passes)  # one process goes on with what two have left
+    certify(tmp_path)  # one process continues with what two have left
     assert without_time(tmp_path / "certificates.tsv") == without_time(certify(tmp_path / "whole"))
 
 
@@ -297,7 +406,7 @@ def refused(tmp_path: Path, message: str, **changes: object) -> None:
 
 
 def test_another_sigma_is_refused_unless_permitted(tmp_path: Path) -> None:
-    refused(tmp_path, r"trained with sigma 0\.5 and is certified with 0\.25: set sigma to 0\.5", sigma=0.25)
+    refused(tmp_path, r"differ in sigma \(0\.5 and 0\.25\): set sigma to 0\.5", sigma=0.25)
     out = certify(tmp_path, sigma=0.25, allow_sigma_mismatch=True)
     (warning,) = json.loads(out.with_suffix(".json").read_text())["warnings"]
     assert "sigma 0.5" in warning
@@ -316,17 +425,10 @@ def test_draws_that_cannot_certify_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_model_of_other_data_is_refused(tmp_path: Path, field: str, value: object, message: str) -> None:
-    from dataclasses import replace
-
+    wrong = replace(INFO, spec=replace(INFO.spec, **{field: value}))
     with pytest.raises(UserError, match=message):
         certify_store(
-            ToyModel(),
-            replace(INFO, spec=replace(INFO.spec, **{field: value})),
-            "m",
-            store(),
-            SETTINGS,
-            tmp_path / "c.tsv",
-            tmp_path / "work",
+            ToyModel(), wrong, "m", store(), OPTIONS, tmp_path / "c.tsv", tmp_path / "kept", sigma=SIGMA
         )
 
 
@@ -334,4 +436,5 @@ def test_unlabelled_images_are_refused(tmp_path: Path) -> None:
     data = store()
     data.labels[5] = -1
     with pytest.raises(UserError, match="1 unlabelled images"):
-        certify_store(ToyModel(), INFO, "m", data, SETTINGS, tmp_path / "c.tsv", tmp_path / "work")
+        certify(tmp_path, data=data)
+    certify(tmp_path, data=data, stride=2)  # the unlabelled one is left out

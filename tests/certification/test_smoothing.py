@@ -8,7 +8,6 @@ import torch
 from scipy.stats import binom
 from torch import Tensor, nn
 
-from crt.certification.certificate import ABSTAIN
 from crt.certification.smoothing import SmoothedClassifier
 from crt.errors import UserError
 
@@ -32,23 +31,26 @@ class HalfSpace(nn.Module):
 
 
 def at_distances(distances: list[float]) -> Tensor:
-    """Images at given distances from the hyperplane."""
+    """Images near given distances from the hyperplane, of whole grey levels; `distance` says what theirs are."""
     w = HalfSpace().w
-    return torch.stack([0.5 + w / w.norm() * distance for distance in distances])
+    images = torch.stack([0.5 + w / w.norm() * distance for distance in distances])
+    return (images.clamp(0, 1) * 255).round() / 255
 
 
-@pytest.mark.parametrize("radii", [None, [0.1, 0.2, 0.3, 0.4]], ids=["exact", "adaptive"])
-def test_no_radius_exceeds_the_true_one_beyond_alpha(radii: list[float] | None) -> None:
-    """Many seeds at each distance, some of them just below a reported radius, where adaptive mode could err."""
-    alpha, runs = 0.05, 150
-    distances = [0.02, 0.0999, 0.15, 0.1999, 0.2999, 0.5]
-    images, wrong = at_distances(distances), [0] * len(distances)
-    model = HalfSpace()
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_no_radius_exceeds_the_true_one_beyond_alpha(adaptive: bool) -> None:
+    """Many seeds at each distance, all of them just below a reported radius, where adaptive mode could err."""
+    alpha, runs = 0.05, 100
+    images, model = at_distances([0.02, 0.1, 0.2, 0.3, 0.5]), HalfSpace()
+    truth = model.distance(images).tolist()
+    wrong, radii = [0] * len(truth), [r + 1e-4 for r in truth] if adaptive else None
     for seed in range(runs):
-        smoothed = SmoothedClassifier(model, 0.25, n=400, alpha=alpha, radii=radii, seed=seed, batch_size=200)
+        smoothed = SmoothedClassifier(
+            model, 0.25, n=400, alpha=alpha, radii=radii, seed=seed, device="cpu", batch_size=256
+        )
         for place, certificate in enumerate(smoothed.certify(images)):
             claimed = certificate.radius if certificate.predict == 1 else 0.0
-            wrong[place] += certificate.predict == 0 or claimed > distances[place] + 1e-6
+            wrong[place] += certificate.predict == 0 or claimed > truth[place] + 1e-6
     assert max(wrong) <= binom.ppf(1 - 1e-5, runs, alpha)
 
 
@@ -56,7 +58,7 @@ def test_exact_mode_converges_to_the_true_radius() -> None:
     images = at_distances([-0.4, -0.1, 0.1, 0.25, 0.5])
     gaps = []
     for n in (1_000, 10_000, 100_000):
-        certificates = SmoothedClassifier(HalfSpace(), 0.25, n=n, batch_size=500).certify(images)
+        certificates = SmoothedClassifier(HalfSpace(), 0.25, n=n, seed=1, batch_size=500).certify(images)
         assert [certificate.predict for certificate in certificates] == [0, 0, 1, 1, 1]
         gaps.append(
             max(
@@ -69,8 +71,10 @@ def test_exact_mode_converges_to_the_true_radius() -> None:
 
 
 def test_adaptive_mode_finds_the_place_among_the_radii() -> None:
-    images = at_distances([-0.4, 0.03, 0.1, 0.3, 0.9])
-    smoothed = SmoothedClassifier(HalfSpace(), 0.25, radii=[0.25, 0.5, 0.75], batch_size=512)
+    images = at_distances([-0.4, 0.03, 0.1, 0.3, 0.8])
+    smoothed = SmoothedClassifier(
+        HalfSpace(), 0.25, n=100_000, radii=[0.25, 0.5, 0.75], seed=1, batch_size=512
+    )
     certificates = smoothed.certify(images)
     assert [certificate.radius for certificate in certificates] == [0.25, 0.0, 0.0, 0.25, 0.75]
     assert sum(certificate.n for certificate in certificates) < 5 * 20_000
@@ -78,9 +82,9 @@ def test_adaptive_mode_finds_the_place_among_the_radii() -> None:
 
 def test_the_radius_scales_with_sigma() -> None:
     """Far from the boundary all votes agree, and the radius is sigma times a number."""
-    image = at_distances([5.0])
     narrow, wide = (
-        SmoothedClassifier(HalfSpace(), sigma, n=1_000).certify(image.clamp(0, 1))[0] for sigma in (0.1, 0.2)
+        SmoothedClassifier(HalfSpace(), sigma, n=1_000).certify(at_distances([5.0]))[0]
+        for sigma in (0.1, 0.2)
     )
     assert wide.radius == pytest.approx(2 * narrow.radius, rel=1e-12)
     assert narrow.n_a == wide.n_a == 1_000
@@ -89,7 +93,9 @@ def test_the_radius_scales_with_sigma() -> None:
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_the_radius_does_not_depend_on_the_scale_of_the_logits(scale: float) -> None:
     images = at_distances([0.1, 0.3])
-    plain, scaled = (SmoothedClassifier(HalfSpace(s), 0.25, n=2_000).certify(images) for s in (1.0, scale))
+    plain, scaled = (
+        SmoothedClassifier(HalfSpace(s), 0.25, n=2_000, seed=1).certify(images) for s in (1.0, scale)
+    )
     assert [c.n_a for c in plain] == [c.n_a for c in scaled]
 
 
@@ -108,7 +114,7 @@ class Normalized(nn.Module):
 def test_normalization_inside_the_model_does_not_move_the_radius() -> None:
     images = at_distances([0.1, 0.3])
     certificates = [
-        SmoothedClassifier(model, 0.25, n=2_000).certify(images)
+        SmoothedClassifier(model, 0.25, n=2_000, seed=1).certify(images)
         for model in (HalfSpace(), Normalized(0.4914, 0.2023))
     ]
     for plain, normalized in zip(*certificates, strict=True):
@@ -116,15 +122,19 @@ def test_normalization_inside_the_model_does_not_move_the_radius() -> None:
 
 
 def test_three_lines_for_anybody() -> None:
-    model, images = nn.Sequential(nn.Flatten(), nn.Linear(32, 4)), torch.rand(3, *SHAPE)
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(32, 4)), torch.randint(0, 256, (3, *SHAPE)) / 255
     smoothed = SmoothedClassifier(model, sigma=0.25, n=1_000)
     certificates = smoothed.certify(images)
     assert len(certificates) == len(smoothed.predict(images)) == 3
 
 
 def test_predict_agrees_with_the_side() -> None:
-    images = at_distances([-0.4, -0.1, 0.0, 0.1, 0.5])
-    assert SmoothedClassifier(HalfSpace(), 0.25).predict(images) == [0, 0, ABSTAIN, 1, 1]
+    images = at_distances([-0.4, -0.1, 0.1, 0.5])
+    assert SmoothedClassifier(HalfSpace(), 0.25).predict(images) == [0, 0, 1, 1]
+    undecided = torch.full((1, *SHAPE), 0.0)
+    assert SmoothedClassifier(HalfSpace(scale=0.0), 0.25).predict(undecided) == [
+        0
+    ]  # equal logits: the lowest class
 
 
 def test_labels_save_the_draws_of_misclassified_images() -> None:
@@ -135,8 +145,8 @@ def test_labels_save_the_draws_of_misclassified_images() -> None:
 
 
 def test_certificates_depend_on_the_image_not_on_its_company() -> None:
-    images = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(1))
-    smoothed = SmoothedClassifier(HalfSpace(), 0.25, n=1_000)
+    images = torch.randint(0, 256, (8, *SHAPE), generator=torch.Generator().manual_seed(1)) / 255
+    smoothed = SmoothedClassifier(HalfSpace(), 0.25, n=1_000, seed=7)
     together = smoothed.certify(images)
     assert smoothed.certify(images.flip(0)) == together[::-1]
     assert [smoothed.certify(image[None])[0] for image in images] == together
@@ -146,24 +156,27 @@ def test_certificates_depend_on_the_image_not_on_its_company() -> None:
 def test_other_shapes_after_each_other() -> None:
     smoothed = SmoothedClassifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), 0.25, n=100)
     for size in (4, 6, 4):
-        assert smoothed.certify(torch.rand(1, 3, size, size))[0].n == 100
+        assert smoothed.certify(torch.zeros(1, 3, size, size))[0].n == 100
 
 
-IMAGE = torch.full(SHAPE, 0.5)
+IMAGE = torch.full(SHAPE, 0.2)
 
 
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (IMAGE[None] * 255, r"image 0 has values from 127\.5 to 127\.5: give pixels in \[0,1\]"),
-        (IMAGE[None] - 0.6, r"from -0\.1 to -0\.1"),
+        (IMAGE[None] * 255, r"image 0 has values from 51 to 51: give pixels in \[0,1\]"),
+        (IMAGE[None] - 0.6, r"from -0\.4.* to -0\.4"),
+        (IMAGE[None] + 0.80001, r"from 1\.00001.* to 1\.00001"),
         (torch.stack([IMAGE, IMAGE * math.nan]), "image 1 has values from nan to nan"),
         (torch.stack([IMAGE, IMAGE * math.inf]), "image 1 has values from inf to inf"),
+        (torch.stack([IMAGE, IMAGE + 0.0005]), r"image 1 has pixels between two grey levels, up to 0\.1"),
+        (IMAGE[None].half(), "between two grey levels"),
         (
             (IMAGE[None] * 255).byte(),
             r"image 0 is torch\.uint8 \[2, 4, 4\]: give float images \[B, C, H, W\]",
         ),
-        (IMAGE, r"image 0 is torch\.float32 \[4, 4\]"),
+        (IMAGE, r"images are torch\.float32 \[2, 4, 4\]: give .* a single one as image\[None\]"),
         (torch.zeros(1, 3, 4, 4), r"does not accept images of shape \[3, 4, 4\]"),
     ],
 )
@@ -180,6 +193,21 @@ def test_images_that_do_not_fit(images: Tensor, message: str) -> None:
     [
         ({"sigma": 0.0}, "sigma is 0"),
         ({"sigma": math.nan}, "sigma is nan"),
+        ({"sigma": 1e-9}, "sigma is 1e-09: give a number from 0.002"),
+        ({"sigma": 1e39}, "sigma is 1e"),
+        ({"sigma": "much"}, "sigma is 'much': give a number"),
+        ({"sigma": 0.25, "n": 1e3}, r"n is 1000\.0: give a whole number"),
+        ({"sigma": 0.25, "n0": 1.5}, r"n0 is 1\.5: give a whole number"),
+        ({"sigma": 0.25, "batch_size": -3}, "batch_size is -3: give a whole number from 1"),
+        ({"sigma": 0.25, "batch_size": 0}, "batch_size is 0"),
+        ({"sigma": 0.25, "radii": 0.25}, r"radii are 0\.25: give a list"),
+        (
+            {"sigma": 0.25, "radii": [0.25], "alpha": 1e-13, "n": 100},
+            "alpha is 1e-13: with radii give at least 1e-12",
+        ),
+        ({"sigma": 0.25, "seed": "abc"}, "seed is 'abc': give a whole number"),
+        ({"sigma": 0.25, "seed": -1}, "seed is -1: give a whole number from 0 to"),
+        ({"sigma": 0.25, "seed": 2**128}, "give a whole number from 0 to"),
         ({"sigma": 0.25, "alpha": 0.0}, "alpha is 0"),
         ({"sigma": 0.25, "alpha": 1.5}, r"alpha is 1\.5"),
         (
@@ -187,8 +215,8 @@ def test_images_that_do_not_fit(images: Tensor, message: str) -> None:
             "n=9 is too small for alpha=0.001, every image would abstain: give at least 10",
         ),
         ({"sigma": 0.25, "n0": 0}, "n0 is 0"),
-        ({"sigma": 0.25, "n": 10**14}, "give at most 10,000,000 draws"),
-        ({"sigma": 0.25, "n0": 10**14}, "give at most 10,000,000 draws"),
+        ({"sigma": 0.25, "n": 10**14}, "give a whole number from 1 to 10,000,000"),
+        ({"sigma": 0.25, "n0": 10**14}, "give a whole number from 1 to 10,000,000"),
         ({"sigma": 0.25, "radii": [-0.1]}, "radii are"),
     ],
 )
@@ -198,9 +226,82 @@ def test_settings_that_cannot_certify(arguments: dict[str, float], message: str)
 
 
 def test_ten_draws_are_enough_to_certify() -> None:
-    (certificate,) = SmoothedClassifier(HalfSpace(), 0.05, n=10).certify(at_distances([1.0]).clamp(0, 1))
+    (certificate,) = SmoothedClassifier(HalfSpace(), 0.05, n=10).certify(at_distances([1.0]))
     assert certificate.status == "certified"
-    assert certificate.p_lower == pytest.approx(0.001**0.1)
+    assert certificate.p_lower == pytest.approx(0.001**0.1, rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [0, -5, 2 * 10**10, 1e3])
+def test_draws_that_cannot_predict(n: float) -> None:
+    with pytest.raises(UserError, match=r"n is .*: give a whole number"):
+        SmoothedClassifier(HalfSpace(), 0.25).predict(IMAGE[None], n=n)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(2, 1, dtype=torch.long), r"labels are torch\.int64 \[2, 1\] for 2 images"),
+        (torch.zeros(3, dtype=torch.long), r"\[3\] for 2 images: give a tensor of whole numbers \[2\]"),
+        (torch.zeros(2), r"labels are torch\.float32"),
+        ([0, 0], "labels are a list: give a tensor"),
+    ],
+)
+def test_labels_that_do_not_fit(labels: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SmoothedClassifier(HalfSpace(), 0.25, n=100).certify(torch.stack([IMAGE, IMAGE]), labels)
+
+
+# who knows the noise
+
+
+def test_each_call_has_secret_noise_that_can_be_used_again() -> None:
+    images = at_distances([0.1] * 20)
+    images[:, 0, 0, 0] = torch.arange(20) / 255
+    smoothed = SmoothedClassifier(HalfSpace(), 0.25, n=1_000)
+    assert smoothed.last_seed is None
+    first = smoothed.certify(images)
+    seed = smoothed.last_seed
+    second = smoothed.certify(images)
+    assert [c.n_a for c in first] != [c.n_a for c in second]
+    assert seed is not None
+    assert len({seed, smoothed.last_seed}) == 2
+    assert min(seed, smoothed.last_seed or 0).bit_length() > 90
+    assert SmoothedClassifier(HalfSpace(), 0.25, n=1_000, seed=seed).certify(images) == first
+    smoothed.predict(images[:1])
+    assert smoothed.last_seed not in (None, seed)
+
+
+def test_equal_images_of_a_call_meet_equal_noise() -> None:
+    images = at_distances([0.1, 0.1])
+    first, second = SmoothedClassifier(HalfSpace(), 0.25, n=1_000).certify(images)
+    assert first == second
+
+
+class FirstPixel(nn.Module):
+    """Looks at one pixel, and is wrong for it by a hair: no certificate for class 1 can be true."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = x[:, 0, 0, 0] - 128.6 / 255  # P(class 1) = 0.4993 at level 128, sigma 0.25
+        return torch.stack([-side, side], 1)
+
+
+def test_a_search_for_a_lucky_image_finds_nothing_that_a_service_confirms() -> None:
+    """The attacker tries images whose ignored pixels differ, with noise of their own; the service has other noise.
+
+    With noise that is known beforehand, the images found would be certified again, every time.
+    """
+    alpha, tries, seed = 0.05, 400, 1
+    images = torch.zeros(tries, 1, 4, 4)
+    images[:, 0, 0, 0] = 128 / 255
+    images.view(tries, -1)[:, 1:] = (torch.arange(tries)[:, None] >> torch.arange(15) & 1) / 255
+    attacker = SmoothedClassifier(FirstPixel(), 0.25, n=400, alpha=alpha, seed=seed, device="cpu")
+    lucky = torch.tensor([c.predict == 1 for c in attacker.certify(images)])
+    assert 3 < lucky.sum() < 3 * alpha * tries  # alpha is what it is, over many images
+    again = attacker.certify(images[lucky])
+    assert all(c.predict == 1 for c in again)
+    service = SmoothedClassifier(FirstPixel(), 0.25, n=400, alpha=alpha, device="cpu")
+    confirmed = sum(c.predict == 1 for c in service.certify(images[lucky]))
+    assert confirmed <= binom.ppf(1 - 1e-5, int(lucky.sum()), alpha)
 
 
 @pytest.mark.gpu
@@ -208,11 +309,18 @@ def test_ten_draws_are_enough_to_certify() -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_on_a_gpu(precision: str, compiled: bool) -> None:
-    """Another generator, so other votes; the same certificates in law, and votes that no batch size changes."""
+    """The noise of a CPU, so the same votes up to rounding, which no batch size changes."""
     images = at_distances([-0.4, -0.1, 0.1, 0.25, 0.5])
     for batch_size in (None, 512):
         smoothed = SmoothedClassifier(
-            HalfSpace(), 0.25, device="cuda", precision=precision, compile=compiled, batch_size=batch_size
+            HalfSpace(),
+            0.25,
+            n=100_000,
+            seed=1,
+            device="cuda",
+            precision=precision,
+            compile=compiled,
+            batch_size=batch_size,
         )
         certificates = smoothed.certify(images)
         assert [certificate.predict for certificate in certificates] == [0, 0, 1, 1, 1]
@@ -231,5 +339,7 @@ def test_values_of_another_kind() -> None:
         SmoothedClassifier(HalfSpace(), 0.25, precision="float16")
     with pytest.raises(UserError, match="there is no device 'foo'"):
         SmoothedClassifier(HalfSpace(), 0.25, device="foo")
-    with pytest.raises(UserError, match="image 0 is a ndarray: give a torch tensor"):
+    with pytest.raises(TypeError, match="images are a ndarray: give a torch tensor"):
         SmoothedClassifier(HalfSpace(), 0.25).certify(np.zeros((1, 3, 4, 4)), None)
+    with pytest.raises(TypeError, match="image 0 is a ndarray: give a torch tensor"):
+        list(SmoothedClassifier(HalfSpace(), 0.25).certify_each([(np.zeros((3, 4, 4)), None)]))

@@ -1,10 +1,13 @@
 """Vote counting: every draw counts once, whatever the batches, the order and the company."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from crt.certification.noise import BLOCK, fill_block, image_key
+from crt.certification.noise import draw, noise_key, rounded_gaussian
 from crt.certification.procedures import Draws, Stage
 from crt.certification.votes import (
     Precision,
@@ -36,8 +39,9 @@ class Net(nn.Module):
         return self.head(self.body(x).flatten(1) * 5)
 
 
-def images(count: int) -> list[Tensor]:
-    return list(torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(1)))
+def images(count: int) -> list[np.ndarray]:
+    """Pixels [H, W, C]."""
+    return list(np.random.default_rng(1).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8))
 
 
 def certified(model: nn.Module, precision: Precision = "float32", compiled: bool = False) -> nn.Module:
@@ -50,11 +54,12 @@ def counter(
     network: nn.Module | None = None,
     precision: Precision = "float32",
 ) -> VoteCounter:
-    return VoteCounter(network or certified(Net(), precision), SHAPE, sigma, CPU, precision, batch_size)
+    law = rounded_gaussian(sigma)
+    return VoteCounter(network or certified(Net(), precision), SHAPE, law, CPU, precision, batch_size)
 
 
-def request(image: Tensor, start: int, stop: int, stage: Stage = Stage.ESTIMATION) -> Request:
-    return Request(image, image_key(image, 0), Draws(stage, start, stop))
+def request(image: np.ndarray, start: int, stop: int, stage: Stage = Stage.ESTIMATION) -> Request:
+    return Request(image.reshape(-1).astype(np.int16), noise_key(image, "test"), Draws(stage, start, stop))
 
 
 REQUESTS = [
@@ -65,13 +70,12 @@ REQUESTS = [
 
 def by_hand(ask: Request, sigma: float = 0.5) -> list[int]:
     """One draw at a time, noise added by the definition, with the network as it was built."""
-    network, votes = Net().eval(), [0] * 5
-    for draw in range(ask.draws.start, ask.draws.stop):
-        noise = torch.empty(BLOCK, 8, 8, 3)
-        fill_block(noise, torch.Generator(), ask.key, ask.draws.stage, draw // BLOCK)
-        noisy = ask.image + sigma * noise[draw % BLOCK].permute(2, 0, 1)
+    network, votes, noise = Net().eval(), [0] * 5, np.empty((1, 192), np.int16)
+    for number in range(ask.draws.start, ask.draws.stop):
+        draw(rounded_gaussian(sigma), ask.key, ask.draws.stage, number, noise)
+        noisy = torch.from_numpy((ask.levels + noise[0]).astype(np.float32) / 255).view(8, 8, 3)
         with torch.no_grad():
-            votes[int(network(noisy[None]).argmax())] += 1
+            votes[int(network(noisy.permute(2, 0, 1)[None]).argmax())] += 1
     return votes
 
 
@@ -107,11 +111,13 @@ def test_noise_is_not_clipped() -> None:
             seen.append(x.clone())
             return x.flatten(1)[:, :2]
 
-    counter(64, sigma=1.0, network=Spy()).count([request(torch.full(SHAPE, 0.5), 0, 640)])
-    noisy = torch.cat(seen[1:])
+    votes = counter(64, sigma=1.0, network=Spy())
+    seen.clear()
+    votes.count([request(np.full((8, 8, 3), 128, np.uint8), 0, 640)])
+    noisy = torch.cat(seen)
     assert noisy.min() < -2
     assert noisy.max() > 3
-    assert noisy.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert noisy.mean().item() == pytest.approx(128 / 255, abs=0.02)
     assert noisy.std().item() == pytest.approx(1.0, abs=0.02)
 
 
@@ -126,7 +132,7 @@ def test_procedures_run_together_and_in_turn() -> None:
     asked = {number: (50 + number, 3_000 if number % 5 == 0 else 64) for number in range(30)}
     tasks = ((number, image, procedure(*asked[number])) for number, image in enumerate(images(30)))
     votes = counter(16)
-    results = {number: (result, seconds) for number, result, seconds in run_procedures(votes, tasks, seed=0)}
+    results = {number: (result, seconds) for number, result, seconds in run_procedures(votes, tasks, "test")}
     assert sorted(results) == list(range(30))
     for number, image in enumerate(images(30)):
         (one, two), seconds = results[number]
@@ -146,7 +152,7 @@ def test_images_are_taken_only_when_there_is_room() -> None:
     def procedure():
         return (yield Draws(Stage.SELECTION, 0, 100))
 
-    results = run_procedures(counter(1), tasks(), seed=0)
+    results = run_procedures(counter(1), tasks(), "test")
     next(results)
     assert len(taken) == 1  # 100 draws fill a round of 32 batches of one
 
@@ -170,7 +176,7 @@ def test_bfloat16_votes_nearly_as_float32() -> None:
 @pytest.mark.parametrize(("side", "batch_size"), [(8, 512), (32, 64), (64, 16), (224, 8)])
 def test_cpu_batches_shrink_with_the_image(side: int, batch_size: int) -> None:
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    votes = VoteCounter(network, torch.Size([3, side, side]), 0.5, CPU, "float32", None)
+    votes = VoteCounter(network, (3, side, side), rounded_gaussian(0.5), CPU, "float32", None)
     assert votes.batch_size == batch_size
 
 
@@ -218,9 +224,57 @@ def test_a_device_that_does_not_exist() -> None:
         choose_device("foo")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_not_finite_have_no_class(value: float) -> None:
-    model = Net()
-    model.head.bias.data[3] = value
-    with pytest.raises(UserError, match="logits that are not finite"):
-        counter(network=certified(model)).count(REQUESTS)
+class Logits(nn.Module):
+    """Two logits, the first two numbers of an image, changed by a function."""
+
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(x.flatten(1)[:, :2].clone())
+
+
+def test_a_draw_without_a_class_is_a_vote_for_none() -> None:
+    """NaN where the second logit is large: those votes are missing, and the others are the same."""
+
+    def broken(logits: Tensor) -> Tensor:
+        logits[logits[:, 1] > 0.9] = float("nan")
+        return logits
+
+    ask = [request(images(1)[0], 0, 640)]
+    (whole,), (votes,) = (
+        counter(network=Logits(change)).count(ask) for change in (lambda logits: logits, broken)
+    )
+    assert sum(whole) == 640
+    assert 100 < sum(votes) < 600
+    assert votes[0] <= whole[0]
+    assert votes[1] < whole[1]
+
+
+def test_rows_that_do_not_count_are_not_looked_at() -> None:
+    """0/0 for the rows of zeros that fill a batch up, as a standardization of each image makes."""
+
+    def standardized(logits: Tensor) -> Tensor:
+        return logits / (logits[:, :1] - logits[:, 1:]).abs()
+
+    assert sum(counter(512, network=Logits(standardized)).count([request(images(1)[0], 0, 3)])[0]) == 3
+
+
+def test_a_logit_of_minus_infinity_never_wins() -> None:
+    def masked(logits: Tensor) -> Tensor:
+        logits[:, 1] = -float("inf")
+        return logits
+
+    assert counter(network=Logits(masked)).count([request(images(1)[0], 0, 100)]) == [[100, 0]]
+
+
+def test_precisions_do_not_change_each_other() -> None:
+    """Each network is a copy of the folded one, whose weights stay float32."""
+    folded = fold_batchnorm(Net())
+    before = copy.deepcopy(folded.state_dict())
+    for precision in ("bfloat16", "int8", "float32"):
+        certified_network(folded, SHAPE, 0.5, CPU, precision, False)
+    after = folded.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert {value.dtype for value in after.values() if value.is_floating_point()} == {torch.float32}

@@ -1,17 +1,20 @@
 """`crt predict` on image files and a saved model."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from model_folders import write_model
 from PIL import Image
 
 from crt.certification.certificate import ABSTAIN, Certificate
 from crt.certification.smoothing import SmoothedClassifier
-from crt.commands.predict import in_turn, predict
+from crt.commands.predict import down, in_turn, predict
 from crt.errors import UserError
 from crt.models.checkpoint import load_model
 from crt.spec import ImageSpec, to_unit
@@ -43,7 +46,7 @@ def test_json_lines_are_the_certificates(folder: Path, capsys: pytest.CaptureFix
         assert line["class"] == (None if certificate.predict == ABSTAIN else CLASSES[certificate.predict])
         assert line["radius"] == (None if certificate.predict == ABSTAIN else certificate.radius)
         assert (line["n_a"], line["n"], line["p_lower"]) == (certificate.n_a, 200, certificate.p_lower)
-        assert (line["sigma"], line["alpha"]) == (0.25, 0.05)
+        assert (line["sigma"], line["alpha"], line["seed"]) == (0.25, 0.05, "0x5")
 
 
 def test_the_table_is_aligned(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +95,7 @@ def test_too_few_draws_are_refused(folder: Path) -> None:
 
 
 def test_results_wait_for_their_turn() -> None:
-    certificates = {number: Certificate(number, 0.0, 1, 1, 0.5, "certified") for number in range(4)}
+    certificates = {number: Certificate(number, 0.0, 1, 1, 1, 0.5, "certified") for number in range(4)}
     seen = []
 
     def results():
@@ -104,3 +107,29 @@ def test_results_wait_for_their_turn() -> None:
     assert next(turns).predict == 0
     assert seen == [1, 0]
     assert [certificate.predict for certificate in turns] == [1, 2, 3]
+
+
+def test_the_noise_is_secret_and_can_be_checked_later(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lines(seed: int | None) -> list[dict[str, object]]:
+        predict(
+            [folder / "0.png", folder / "1.png"],
+            folder / "model",
+            n=400,
+            seed=seed,
+            device="cpu",
+            json_lines=True,
+        )
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    first, second = lines(None), lines(None)
+    seeds = {str(line["seed"]) for line in first + second}
+    assert len(seeds) == 2  # one for each call
+    assert min(int(seed, 0) for seed in seeds).bit_length() > 90
+    assert lines(int(str(first[0]["seed"]), 0)) == first
+
+
+@given(st.floats(0, 100))
+def test_a_radius_is_never_printed_larger_than_it_is(radius: float) -> None:
+    assert Decimal(down(radius)) <= Decimal(radius) < Decimal(down(radius)) + Decimal("0.0001")

@@ -47,7 +47,7 @@ def changed(field: str, value: str, row: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        (certified(1, 0.5)[:-1], "status is "),
+        (certified(1, 0.5)[:-1], "image is '', no hash"),
         (certified(0, 0.5), "image 0 appears twice"),
         (changed("idx", "one", certified(1, 0.5)), "one"),
         (certified(1, 0.5)[:3], "status is ''"),
@@ -164,9 +164,9 @@ def test_damaged_settings(tmp_path, settings, says):
 
 def test_what_certification_writes_is_read_back(tmp_path):
     rows = [
-        Row(0, Certificate(2, 0.1 + 0.2, 990, 1000, 0.97, "certified"), 0.25),
-        Row(2, Certificate(-1, 0.0, 500, 1000, 0.45, "abstained"), 0.5),
-        Row(4, Certificate(1, None, 0, 0, None, "misclassified"), 0.125),
+        Row(0, "a" * 32, Certificate(2, 0.1 + 0.2, 990, 1000, 100, 0.97, "certified"), 0.25),
+        Row(2, "b" * 32, Certificate(-1, 0.0, 500, 1000, 100, 0.45, "abstained"), 0.5),
+        Row(4, "a" * 32, Certificate(1, None, 0, 0, 100, None, "misclassified"), 0.125),
     ]
     names = [f'"{i}"\t.png' for i in range(5)]
     write_certified(tmp_path / "a.tsv", rows, [2, 0, 0, 0, 0], names, SETTINGS)
@@ -177,3 +177,17 @@ def test_what_certification_writes_is_read_back(tmp_path):
     assert table.seconds.tolist() == [0.25, 0.5, 0.125]
     assert table.name == [names[0], names[2], names[4]]
     assert table.p_lower.tolist() == [0.97, 0.45, 0.0]
+    assert table.once.tolist() == [True, True, False]
+
+
+def test_certificates_of_version_0_1_0_are_read(tmp_path):
+    """They have no column of images, and are not compared with newer ones (their noise has no name)."""
+    rows = [certified(0, 0.5)[:-1], abstained(1)[:-1]]
+    tsv = tmp_path / "a.tsv"
+    lines = [COLUMNS[:-1], *rows]
+    write_table(tsv, [])
+    tsv.write_text("".join("\t".join(line) + "\n" for line in lines))
+    table = read_certificates(tsv)
+    assert table.noise is None
+    assert table.status.tolist() == ["certified", "abstained"]
+    assert table.once.all()

@@ -190,3 +190,18 @@ def test_warnings_appear_only_when_there_are_some(tmp_path):
     loud = read_certificates(write_table(tmp_path / "b.tsv", rows, warnings=["one", "two"]))
     assert "warnings" not in compute_metrics(quiet)
     assert compute_metrics(loud)["warnings"] == "one; two"
+
+
+def test_an_image_that_stands_twice_counts_once_in_the_bounds(tmp_path):
+    """Its certificates are one and the same, and fail together."""
+    rows = [from_votes(i, 1000 if i % 3 else 400) for i in range(300)]
+    twice = rows + [[str(300 + i), *row[1:]] for i, row in enumerate(rows)]
+    once, doubled = (
+        compute_metrics(read_certificates(write_table(tmp_path / name, table)))
+        for name, table in (("a.tsv", rows), ("b.tsv", twice))
+    )
+    for key in ("certified_accuracy_lower_bound", "interval", "smoothed_accuracy"):
+        assert doubled[key] == once[key]
+    assert doubled["acr"] == pytest.approx(once["acr"])
+    assert (once["images"], once["repeated_images"]) == (300, 0)
+    assert (doubled["images"], doubled["repeated_images"]) == (600, 300)

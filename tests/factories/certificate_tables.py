@@ -17,7 +17,6 @@ SETTINGS: dict[str, Any] = {
     "n": 1000,
     "mode": "exact",
     "radii": [0.0, 0.25, 0.5],
-    "seed": 0,
     "stride": 1,
     "max_images": None,
     "skip_misclassified": True,
@@ -30,6 +29,11 @@ SETTINGS: dict[str, Any] = {
     "seconds": 12.0,
     "forward_passes": 5000,
 }
+
+
+def image(number: int) -> str:
+    """What stands for an image's pixels."""
+    return f"{number:032x}"
 
 
 def certified(
@@ -47,6 +51,7 @@ def certified(
         "1000",
         repr(float(bound)),
         "certified",
+        image(idx),
     ]
 
 
@@ -63,6 +68,7 @@ def abstained(idx: int, label: int = 3) -> list[str]:
         "1000",
         "0.45",
         "abstained",
+        image(idx),
     ]
 
 
@@ -79,6 +85,7 @@ def misclassified(idx: int, label: int = 3, predict: int = 4) -> list[str]:
         "0",
         "",
         "misclassified",
+        image(idx),
     ]
 
 

@@ -15,7 +15,7 @@ from crt.models.checkpoint import load_info, load_model, model_fingerprint, save
 from crt.spec import ImageSpec
 from crt.teachers.ensemble import combine
 
-IMAGES = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randint(0, 256, (5, 3, 16, 16), generator=torch.Generator().manual_seed(0)) / 255
 
 
 SPEC = ImageSpec(tuple("abcd"), size=16, channels=3)
