@@ -14,6 +14,7 @@ from crt.errors import UserError
 
 ROWS = 128  # made-up noisy images that are looked at
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of the largest logit
+MOST_KEPT = 16  # rows whose activations are compared to find the module at fault
 MOST_DIFFERING = 0.01  # share of rows that may change their class with the shape of the batch
 
 
@@ -104,8 +105,10 @@ def check_function(
         random = not _alike(logits, in_order(batch_size), tolerance)
         reason = "on chance" if random else "on the other images of its batch"
         first = torch.arange(batch_size, device=device) % count
-        others = first if random else (first > 0).long()
-        module = _first_unsteady(network, forward, batch(first), batch(others), tolerance)
+        others = first if random else torch.full_like(first, 2)
+        others[0] = 0
+        shared = batch_size if random else 1
+        module = _first_unsteady(network, forward, batch(first), batch(others), shared, tolerance)
         raise UserError(
             f"what the model says of an image depends {reason}, first in {module}: certify a network whose rows are independent"
         )
@@ -136,29 +139,34 @@ def _alike(one: Tensor, other: Tensor, tolerance: float) -> bool:
 
 
 def _first_unsteady(
-    network: nn.Module, forward: Callable[[Tensor], Tensor], batch: Tensor, other: Tensor, tolerance: float
+    network: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    batch: Tensor,
+    other: Tensor,
+    shared: int,
+    tolerance: float,
 ) -> str:
-    """The first module whose output for row 0 differs between two batches that share it."""
+    """The first module whose output for the first rows differs between two batches that share so many."""
     plain: Any = getattr(network, "_orig_mod", network)  # a compiled network's own modules
-    with _outputs(plain, len(batch)) as found:
+    with _outputs(plain, len(batch), min(shared, MOST_KEPT)) as found:
         forward(batch)
-    with _outputs(plain, len(batch)) as again:
+    with _outputs(plain, len(batch), min(shared, MOST_KEPT)) as again:
         forward(other)
     for (name, kind, first), (_, _, second) in zip(found, again, strict=False):
-        if not _alike(first[None], second[None], tolerance):
+        if not _alike(first, second, tolerance):
             return f"the module {name!r} ({kind})"
     return f"the forward pass of {type(plain).__name__}"
 
 
 @contextmanager
-def _outputs(network: nn.Module, rows: int) -> Iterator[list[tuple[str, str, Tensor]]]:
-    """(name, type, output for row 0) of each innermost module, in the order of their calls."""
+def _outputs(network: nn.Module, rows: int, kept: int) -> Iterator[list[tuple[str, str, Tensor]]]:
+    """(name, type, output for the first rows) of each innermost module, in the order of their calls."""
     found = list[tuple[str, str, Tensor]]()
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def keep(module: nn.Module, _: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.ndim and len(output) == rows:
-                found.append((name, type(module).__name__, output[0].clone().flatten()))
+                found.append((name, type(module).__name__, output[:kept].clone().flatten()))
 
         return keep
 
