@@ -181,7 +181,8 @@ class NoisyBatch:
             self._host = self._flat if device.type == "cpu" else torch.zeros(self._flat.shape)
             self._noise = np.empty(self._flat.shape, np.int16)
             threads = torch.get_num_threads()
-            self._threads, self._share = ThreadPoolExecutor(threads), -(-size // threads)
+            self._threads = ThreadPoolExecutor(threads) if threads > 1 else None
+            self._share = -(-size // threads)
 
     def fill(self, pieces: Sequence[Piece]) -> None:
         """Write the noisy copies of the pieces into the first rows, one piece after the other."""
@@ -194,7 +195,7 @@ class NoisyBatch:
                 last = min(first + self._share, stop)
                 tasks.append((Piece(levels, key, Draws(stage, first, last)), row))
                 row += last - first
-        list(self._threads.map(self._fill, tasks))
+        list(map(self._fill, tasks) if self._threads is None else self._threads.map(self._fill, tasks))
         if self._host is not self._flat:
             self._flat.copy_(self._host)
 
