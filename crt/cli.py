@@ -4,7 +4,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+try:
+    import typer
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}: the command needs what `pip install '.[pipeline]'` installs, in the project's clone")
 
 from crt.commands.remedies import explained
 from crt.errors import UserError

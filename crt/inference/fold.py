@@ -70,7 +70,7 @@ def _fold(node: fx.Node, modules: dict[str, Any], root: nn.Module) -> None:
 
 
 def _after_batchnorm(norm: Any) -> nn.Module | None:
-    """What a BatchNorm module does after normalising; None: unknown."""
+    """What a BatchNorm module does after normalizing; None: unknown."""
     if type(norm) in BATCHNORMS:
         return nn.Identity()
     if hasattr(norm, "drop") and hasattr(norm, "act"):  # timm's BatchNormAct2d

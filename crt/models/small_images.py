@@ -1,6 +1,6 @@
 """Fit timm's networks, made for images of 224 pixels or more, to small ones.
 
-One rule for all families: the last feature map shall be at least 3x3 (2x2 for images below 12 pixels).
+One rule for all families: the last feature map is at least 3x3 (2x2 for images below 12 pixels).
 Networks of tokens (they take an `img_size` and a `patch_size`) get smaller patches. In all others the strided layers,
 found in the order in which an image meets them, lose their strides from the stem on; how many is found by trying.
 Kernels keep their sizes. At 32 pixels this gives the CIFAR forms that people write by hand: ResNets with a stem of

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crt.errors import UserError
+from crt.errors import DamagedFileError, MissingFileError
 
 ORDER = ("teacher", "student", "baseline")
 
@@ -62,7 +62,8 @@ def load_results(root: Path, preset: str, drops: Sequence[str], roles: Iterable[
     """Read the results of a pipeline that ran under `root` with `preset`'s settings on `drops` and certified `roles`.
 
     Raises:
-        UserError: a file is missing or damaged.
+        MissingFileError: A file is not there.
+        DamagedFileError: A file does not hold what it should.
     """
     prepared = root / "results/prepare"
     data = {name: read_json(prepared / f"{name}.json", PREPARED) for name in (*drops, "test")}
@@ -92,18 +93,19 @@ def read_json(path: Path, keys: Set[str] = frozenset()) -> dict[str, Any]:
     """A result file, which has `keys`.
 
     Raises:
-        UserError: it is missing or damaged.
+        MissingFileError: It is not there.
+        DamagedFileError: It is no JSON object, or lacks a key.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: run `dvc repro`") from None
+        raise MissingFileError(f"{path} is missing: make it first", path) from None
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): delete it and run `dvc repro`") from None
+        raise _damaged(path, str(error)) from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object: delete it and run `dvc repro`")
+        raise _damaged(path, "it holds no JSON object")
     if lacking := sorted(keys - content.keys()):
-        raise UserError(f"{path} lacks {', '.join(lacking)}: delete it and run `dvc repro`")
+        raise _damaged(path, f"it lacks {', '.join(lacking)}")
     return content
 
 
@@ -118,6 +120,10 @@ def _columns(path: Path, delimiter: str = ",") -> Columns:
             for name, cells in zip(header, columns, strict=True)
         }
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: run `dvc repro`") from None
+        raise MissingFileError(f"{path} is missing: make it first", path) from None
     except (ValueError, csv.Error) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and run `dvc repro`") from None
+        raise _damaged(path, str(error)) from None
+
+
+def _damaged(path: Path, why: str) -> DamagedFileError:
+    return DamagedFileError(f"{path} is damaged ({why}): delete it and make it again", path)

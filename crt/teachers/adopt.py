@@ -1,6 +1,6 @@
-"""Make a fetched model this pipeline's teacher: fetch, recognise, check on this data, write as a model folder.
+"""Make a fetched model this pipeline's teacher: fetch, recognize, check on this data, write as a model folder.
 
-What is recognised is told on standard error, and recorded in the model folder and in the results.
+What is recognized is told on standard error, and recorded in the model folder and in the results.
 """
 
 import json
@@ -25,7 +25,7 @@ from crt.spec import check_fits, to_unit
 from crt.teachers.check import Probe, accuracy, cause
 from crt.teachers.ensemble import combine
 from crt.teachers.normalization import Candidate, Evidence, candidates, clear_choice, weigh
-from crt.teachers.published import Published, build, in_order, recognise
+from crt.teachers.published import Published, build, in_order, recognize
 from crt.teachers.safe_load import load_checkpoint
 from crt.training.seeds import derive_seed
 
@@ -159,8 +159,8 @@ def _published(
     probe: Probe,
     choices: Sequence[Candidate],
 ) -> tuple[BaseClassifier, ModelInfo, list[Evidence], str]:
-    found = recognise(load_checkpoint(file), source, teacher.arch, teacher.arch_args)
-    _say(f"recognised {found.arch} ({found.layout})")
+    found = recognize(load_checkpoint(file), source, teacher.arch, teacher.arch_args)
+    _say(f"recognized {found.arch} ({found.layout})")
     found = _with_classes(found, source, teacher, store)
     blank = build(found, source, store.spec)
     network = blank.network.to(probe.images.device)

@@ -50,13 +50,13 @@ class Evidence:
 
 
 def candidates(channels: int, data: tuple[Sequence[float], Sequence[float]]) -> list[Candidate]:
-    """Identity, and centre and normalise with the field's constants and with the mean and std of this data."""
+    """Identity, and center and normalize with the field's constants and with the mean and std of this data."""
     known = {1: _GREY_CONSTANTS, 3: _CONSTANTS}[channels]
     tables = {**known, "this data": (tuple(data[0]), tuple(data[1]))}
     ones = (1.0,) * channels
     found = [Candidate("identity", (0.0,) * channels, ones)]
     for name, (mean, std) in tables.items():
-        found += [Candidate(f"centre, {name}", mean, ones), Candidate(f"normalise, {name}", mean, std)]
+        found += [Candidate(f"center, {name}", mean, ones), Candidate(f"normalize, {name}", mean, std)]
     return found
 
 

@@ -1,7 +1,7 @@
-"""Recognise checkpoints that others published and bring them into this project's form.
+"""Recognize checkpoints that others published and bring them into this project's form.
 
 Known are the files of Cohen et al. 2019 and of the papers that build on their code (SmoothAdv, Consistency, SmoothMix,
-CAT-RS, CRT), of MACER, torchvision's ResNets and anything of timm's. Recognised is what the tensors show, never a file's
+CAT-RS, CRT), of MACER, torchvision's ResNets and anything of timm's. Recognized is what the tensors show, never a file's
 name: the container, the prefixes, the network, the numbers of classes and channels.
 """
 
@@ -57,7 +57,7 @@ class Published:
     epoch: int | None
 
 
-def recognise(
+def recognize(
     checkpoint: Mapping[str, Any],
     source: str,
     arch: str | None = None,

@@ -212,7 +212,7 @@ def test_a_published_checkpoint_becomes_the_teacher(prepared, checkpoint, tmp_pa
 
         done = fetch(ref, f"teacher.sha256={sha256}", "teacher.sigma=0.25")
         assert len(web.requests) == asked
-    for said in ("recognised cifar_resnet20", "normalise, MNIST", "trained with sigma 0.25", "10 classes"):
+    for said in ("recognized cifar_resnet20", "normalize, MNIST", "trained with sigma 0.25", "10 classes"):
         assert said in done.stderr
     model, info = load_model(outputs[0])
     assert (info.arch, info.sigma, info.spec.classes, info.method) == (
@@ -231,8 +231,8 @@ def test_a_published_checkpoint_becomes_the_teacher(prepared, checkpoint, tmp_pa
         assert torch.allclose(source(images), model(images), atol=1e-5)
     results = json.loads(outputs[1].read_text())
     assert results["noisy_accuracy"] > 0.5
-    assert results["normalization"] == "normalise, MNIST"
-    assert results["evidence"]["normalise, MNIST"]["sigma"] == 0.25
+    assert results["normalization"] == "normalize, MNIST"
+    assert results["evidence"]["normalize, MNIST"]["sigma"] == 0.25
     assert results["noisy_images"] == 479
     assert not (project.root / "results/teacher/training.tsv").exists(), "it was not trained here"
     assert not list((project.root / ".work").glob("*"))

@@ -9,7 +9,7 @@ import pytest
 from results_folder import DROPS, ROLES, make_results
 
 from crt.commands.show import show, table
-from crt.errors import UserError
+from crt.errors import MissingFileError
 from crt.project import Project
 from crt.report.load import load_results
 
@@ -61,5 +61,5 @@ def test_the_whole_page(tmp_path, capsys):
 
 
 def test_before_the_first_run(tmp_path):
-    with pytest.raises(UserError, match="run `dvc repro`"):
+    with pytest.raises(MissingFileError, match=r"results/.* is missing: make it first"):
         show(project(tmp_path))

@@ -204,7 +204,7 @@ def test_the_model_card_has_all_sections(written):
     ("path", "content", "says"),
     [
         ("results/gate/details.json", None, "is missing"),
-        ("results/student.json", "{", "is not JSON"),
+        ("results/student.json", "{", r"is damaged \(Expecting"),
         ("results/certify/details/student.json", "[]", "holds no JSON object"),
         ("results/certify/details/student.json", "{}", "lacks abstention_rate, acr, "),
         ("results/gate/details.json", "{}", "lacks comparisons, "),

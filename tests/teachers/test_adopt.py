@@ -82,22 +82,22 @@ def test_a_published_teacher(bench, source, capsys):
     results = bench.adopt(ref=bench.pin("a.pth"))
     assert torch.allclose(logits(bench.folder), expected(source), atol=1e-5)
     assert results["noisy_accuracy"] > 0.5
-    assert results["normalization"] == "normalise, MNIST"
+    assert results["normalization"] == "normalize, MNIST"
     assert results["mean"] == pytest.approx([0.1307])
     assert set(results["evidence"]) >= {
         "identity",
-        "centre, MNIST",
-        "normalise, MNIST",
-        "normalise, this data",
+        "center, MNIST",
+        "normalize, MNIST",
+        "normalize, this data",
     }
     assert results["noisy_images"] == 600
     assert bench.log.read_text() == "epoch\tlr\tloss\timages_per_second\n"
     said = capsys.readouterr().err
     for part in (
-        "recognised cifar_resnet20",
+        "recognized cifar_resnet20",
         "prefix '1.'",
         "sigma 0.25",
-        "normalise, MNIST",
+        "normalize, MNIST",
         "data/classes.txt",
     ):
         assert part in said
@@ -110,7 +110,7 @@ def test_a_published_teacher(bench, source, capsys):
     )
     assert info.source == {
         "ref": "path:a.pth", "sha256": sha256_of(bench.root / "a.pth"), "layout": "entry 'state_dict', prefix '1.'",
-        "epoch": "90", "normalization": "normalise, MNIST",
+        "epoch": "90", "normalization": "normalize, MNIST",
     }  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def test_an_ensemble_of_references(bench, source):
     torch.save({"net": other[1].state_dict(), "epoch": 440}, bench.root / "macer.pth")
     results = bench.adopt(refs=[bench.pin("a.pth"), bench.pin("macer.pth")])
     assert torch.allclose(logits(bench.folder), (expected(source) + expected(other)) / 2, atol=1e-5)
-    assert [member["normalization"] for member in results["members"]] == ["normalise, MNIST", "identity"]
+    assert [member["normalization"] for member in results["members"]] == ["normalize, MNIST", "identity"]
     assert results["noisy_accuracy"] > 0.5
     assert load_model(bench.folder)[1].arch == "ensemble"
 

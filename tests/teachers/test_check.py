@@ -93,7 +93,7 @@ def test_two_exchanged_classes_are_found_although_the_accuracy_is_fair(probe):
 
 def test_a_wrong_normalization_is_named(probe):
     wrong = BaseClassifier(Normalize((0.9,) * 3, (0.02,) * 3), Nearest())
-    said = why(wrong, probe, others={"centre, x": 0.3, "identity: mean [0], std [1]": 0.95})
+    said = why(wrong, probe, others={"center, x": 0.3, "identity: mean [0], std [1]": 0.95})
     assert "the likely cause is the normalization" in said
     assert "identity: mean [0], std [1]" in said
     assert "teacher.mean and teacher.std" in said

@@ -48,7 +48,7 @@ def by_name(name: str) -> Candidate:
     return next(c for c in candidates(3, THIS_DATA) if c.name == name)
 
 
-@pytest.mark.parametrize("name", ["identity", "centre, CIFAR-10", "normalise, CIFAR-10"])
+@pytest.mark.parametrize("name", ["identity", "center, CIFAR-10", "normalize, CIFAR-10"])
 def test_the_layer_and_the_noise_of_training_are_found(name):
     network = trained(by_name(name), sigma=0.25)
     images = natural_images(256, seed=2)
@@ -65,7 +65,7 @@ def test_the_layer_and_the_noise_of_training_are_found(name):
 
 
 def test_another_noise_is_found_too():
-    network = trained(by_name("normalise, CIFAR-10"), sigma=1.0)
+    network = trained(by_name("normalize, CIFAR-10"), sigma=1.0)
     evidence = weigh(
         network, natural_images(256, 2), candidates(3, THIS_DATA), torch.Generator().manual_seed(0)
     )
@@ -133,8 +133,8 @@ def test_grey_candidates():
     names = [c.name for c in candidates(1, ([0.3], [0.4]))]
     assert names == [
         "identity",
-        "centre, MNIST",
-        "normalise, MNIST",
-        "centre, this data",
-        "normalise, this data",
+        "center, MNIST",
+        "normalize, MNIST",
+        "center, this data",
+        "normalize, this data",
     ]

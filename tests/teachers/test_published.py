@@ -1,4 +1,4 @@
-"""Checkpoints of others: recognised, converted to the same function, refused where they do not fit."""
+"""Checkpoints of others: recognized, converted to the same function, refused where they do not fit."""
 
 import re
 
@@ -13,11 +13,11 @@ from torch import nn
 from crt.errors import UserError
 from crt.models.build import build_model
 from crt.spec import ImageSpec
-from crt.teachers.published import build, in_order, recognise
+from crt.teachers.published import build, in_order, recognize
 from crt.teachers.safe_load import load_checkpoint
 
 IDENTITY = ((0.0,) * 3, (1.0,) * 3)
-CENTRE = (CIFAR10[0], (1.0,) * 3)
+CENTER = (CIFAR10[0], (1.0,) * 3)
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
@@ -26,7 +26,7 @@ def built(found, source, channels, size, *front):
 
 
 def logits(path, front, images=IMAGES, **arch):
-    found = recognise(load_checkpoint(path), path.name, **arch)
+    found = recognize(load_checkpoint(path), path.name, **arch)
     model = built(found, path.name, images.shape[1], images.shape[2], *front)
     with torch.no_grad():
         return found, model(images)
@@ -37,14 +37,14 @@ def same(source: nn.Module, found: torch.Tensor, images=IMAGES) -> bool:
         return torch.allclose(source(images), found, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("front", [CIFAR10, CENTRE, IDENTITY])
+@pytest.mark.parametrize("front", [CIFAR10, CENTER, IDENTITY])
 def test_cohens_layout_with_each_front_layer(tmp_path, front):
     source = nn.Sequential(Front(*front), cifar())
     found, got = logits(save_cohen(tmp_path / "checkpoint.pth.tar", source), front)
     assert (found.arch, found.num_classes, found.epoch) == ("cifar_resnet20", 10, 90)
     assert found.front is None  # the published code's layer leaves no trace
     assert same(source, got)
-    other = CENTRE if front is CIFAR10 else CIFAR10
+    other = CENTER if front is CIFAR10 else CIFAR10
     assert not same(
         source, logits(tmp_path / "checkpoint.pth.tar", other)[1]
     )  # a wrong one loads, and is wrong
@@ -77,7 +77,7 @@ def test_names_of_the_smoothing_repositories(tmp_path, name, classes, depth):
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
 def test_depth_is_read_from_the_tensors(tmp_path, depth):
     network = cifar(depth)
-    assert recognise({"state_dict": network.state_dict()}, "x").arch == f"cifar_resnet{depth}"
+    assert recognize({"state_dict": network.state_dict()}, "x").arch == f"cifar_resnet{depth}"
 
 
 def test_macers_layout(tmp_path):
@@ -137,7 +137,7 @@ def test_torchvision_resnets_behind_the_imagenet_prefix(tmp_path, name):
 def test_a_front_layer_with_buffers_is_read_from_the_file(tmp_path):
     source = nn.Sequential(BufferedFront(*CIFAR10), cifar())
     path = save_cohen(tmp_path / "a", source)
-    found = recognise(load_checkpoint(path), "a")
+    found = recognize(load_checkpoint(path), "a")
     assert found.front is not None
     assert found.front[0] == pytest.approx(CIFAR10[0])
     assert found.front[1] == pytest.approx(CIFAR10[1])
@@ -174,7 +174,7 @@ def test_timms_training_script_writes_the_name_beside_the_weights(tmp_path):
 def test_our_own_weights_without_their_description(tmp_path):
     source = build_model("cifar_resnet20", ImageSpec.numbered(10, 32, 3), None, *CIFAR10).eval()
     save_file(source.state_dict(), tmp_path / "model.safetensors")
-    found = recognise(load_checkpoint(tmp_path / "model.safetensors"), "a")
+    found = recognize(load_checkpoint(tmp_path / "model.safetensors"), "a")
     assert found.front is not None
     assert same(source, logits(tmp_path / "model.safetensors", found.front)[1])
 
@@ -196,7 +196,7 @@ def test_half_precision_weights_become_single(tmp_path):
 
 def test_grey_images_and_class_count():
     network = cifar(20, classes=4, channels=1)
-    found = recognise(network.state_dict(), "x")
+    found = recognize(network.state_dict(), "x")
     assert found.num_classes == 4
     model = built(found, "x", 1, 28, (0.0,), (1.0,))
     assert same(network, model(IMAGES[:, :1, :28, :28]), IMAGES[:, :1, :28, :28])
@@ -206,7 +206,7 @@ def test_grey_images_and_class_count():
 
 def test_outputs_are_put_into_the_wanted_order():
     network = cifar(classes=3)
-    found = in_order(recognise(network.state_dict(), "x"), ["b", "c", "a"], ["a", "b", "c"])
+    found = in_order(recognize(network.state_dict(), "x"), ["b", "c", "a"], ["a", "b", "c"])
     model = built(found, "x", 3, 32, *IDENTITY)
     with torch.no_grad():
         assert torch.allclose(model(IMAGES), network(IMAGES)[:, [2, 0, 1]], atol=1e-6)
@@ -227,24 +227,24 @@ def test_outputs_are_put_into_the_wanted_order():
 )
 def test_what_is_no_known_checkpoint_is_said(content, said):
     with pytest.raises(UserError, match=re.escape(said)) as error:
-        recognise(content, "teacher.pth")
+        recognize(content, "teacher.pth")
     assert "teacher.pth" in str(error.value)
 
 
 def test_a_depth_that_is_not_offered():
     state = {k: v for k, v in cifar(32).state_dict().items() if not k.startswith("layer3.4")}
     with pytest.raises(UserError, match=r"5\+5\+4 blocks"):
-        recognise(state, "x")
+        recognize(state, "x")
 
 
 def test_the_named_architecture_must_be_the_one_in_the_file():
     with pytest.raises(UserError, match=r"teacher\.arch is resnet18"):
-        recognise(cifar().state_dict(), "x", arch="resnet18")
+        recognize(cifar().state_dict(), "x", arch="resnet18")
 
 
 def test_near_names_of_an_unknown_architecture_are_listed():
     with pytest.raises(UserError, match=r"did you mean.*convnext_atto"):
-        recognise(
+        recognize(
             {"a.weight": torch.zeros(1, 1, 1, 1), "b": torch.zeros(1), "c": torch.zeros(1, 1)},
             "x",
             "convnextatto",
@@ -254,7 +254,7 @@ def test_near_names_of_an_unknown_architecture_are_listed():
 def test_a_misfit_is_listed_in_ten_lines():
     state = timm.create_model("resnet18", num_classes=10).state_dict()
     wrong = {name.replace("layer1", "layer9"): tensor for name, tensor in state.items()}
-    found = recognise(wrong, "x", arch="resnet18")
+    found = recognize(wrong, "x", arch="resnet18")
     with pytest.raises(UserError) as error:
         built(found, "x", 3, 64, *IDENTITY)
     lines = str(error.value).splitlines()
@@ -267,4 +267,4 @@ def test_a_misfit_is_listed_in_ten_lines():
     with pytest.raises(
         UserError, match=r"fc.weight is torch.float32 \[10, 3\] instead of torch.float32 \[10, 512\]"
     ):
-        built(recognise(shape, "x", arch="resnet18"), "x", 3, 64, *IDENTITY)
+        built(recognize(shape, "x", arch="resnet18"), "x", 3, 64, *IDENTITY)
