@@ -1,5 +1,6 @@
 """`import crt` as a library: what it gives, what it needs, and what it says."""
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -63,10 +64,7 @@ def test_every_public_name_is_there_and_has_an_example():
     }  # fmt: skip
     for name in crt.__all__:
         assert getattr(crt, name) is not None
-    for name in set(crt.__all__) - {
-        "__version__",
-        "Method",
-    }:  # Method is a type alias: its module has the example
+    for name in set(crt.__all__) - {"__version__"}:
         assert ">>>" in inspect.getdoc(getattr(crt, name)), name
     with pytest.raises(AttributeError, match="module 'crt' has no attribute 'train'"):
         crt.train  # noqa: B018
@@ -125,3 +123,68 @@ def test_it_works_without_what_the_pipeline_needs(tmp_path):
     }
     assert extra == PIPELINE.keys() | WITH_TIMM
     run(ALONE, write_model(tmp_path / "model"), " ".join(PIPELINE.values()), cwd=tmp_path)
+
+
+def test_a_default_is_the_same_everywhere():
+    from crt import cli
+    from crt.commands.predict import predict
+
+    smoothed, function, command = (
+        {name: parameter.default for name, parameter in inspect.signature(thing).parameters.items()}
+        for thing in (crt.SmoothedClassifier, predict, cli.predict)
+    )
+    for name in ("n0", "n", "alpha", "seed", "device", "precision"):
+        assert smoothed[name] == function[name] == command[name], name
+    assert (smoothed["n"], smoothed["device"]) == (10_000, "auto")
+
+
+def test_wrong_arguments_are_value_and_type_errors():
+    model = crt.build_model("cifar_resnet20", crt.ImageSpec(("a", "b"), size=8, channels=1))
+    with pytest.raises(ValueError, match="sigma is -1"):
+        crt.SmoothedClassifier(model, sigma=-1)
+    smoothed = crt.SmoothedClassifier(model, sigma=0.5, n=100)
+    with pytest.raises(ValueError, match=r"values from .* to 2: give pixels in \[0,1\]"):
+        smoothed.certify(torch.full((1, 1, 8, 8), 2.0))
+    with pytest.raises(TypeError, match="images are a list: give a torch tensor"):
+        smoothed.certify([[0.5]])
+    with pytest.raises(TypeError, match="give float images"):
+        smoothed.certify(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="did you mean"):
+        crt.build_model("resnett18", crt.ImageSpec(("a",), size=8, channels=1))
+    with pytest.raises(ValueError, match="name a model folder"):
+        crt.load_model("no/such/folder")
+
+
+# The project's own layer, what belongs to it, and the module whose subject is DVC.
+ABOVE = ("crt/commands/", "crt/cli.py", "crt/project/", "crt/config.py", "crt/references/")
+WORDS = (
+    "dvc ", "DVC", "crt compose", "crt ingest", "crt get-data", "crt pin", "params.yaml", "conf/", "dvc.yaml",
+    "runtime.", "certify.", "student.", "data.skip", "data.resize", "stage",
+)  # fmt: skip
+
+
+def _said(tree: ast.AST) -> list[ast.expr]:
+    """The strings of a module that are no docstrings."""
+    docstrings = {
+        node.body[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings
+    ]
+
+
+def test_messages_of_the_library_know_no_pipeline():
+    found = []
+    for file in sorted((ROOT / "crt").rglob("*.py")):
+        place = file.relative_to(ROOT).as_posix()
+        if place.startswith(ABOVE):
+            continue
+        for node in _said(ast.parse(file.read_text())):
+            found += [f"{place}:{node.lineno}: {node.value!r}" for word in WORDS if word in node.value][:1]
+    assert not found, "\n".join(found)

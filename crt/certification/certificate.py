@@ -8,18 +8,32 @@ ABSTAIN = -1
 
 @dataclass(frozen=True)
 class Certificate:
-    """With probability >= 1 - alpha, g is `predict` within `radius` of the image (l2, [0,1] pixel units).
+    """With probability >= 1 - alpha, the smoothed classifier says `predict` within `radius` of the image.
 
-    `status` "abstained": predict is ABSTAIN, the radius 0, and nothing is claimed. "misclassified": the selected class is not
-    the label, so nothing was estimated and nothing is claimed.
+    Example:
+        >>> certificate = Certificate(
+        ...     predict=3, radius=0.41, n_a=990, n=1000, n0=100, p_lower=0.95, status="certified"
+        ... )
+        >>> certificate.correct(label=3), certificate.correct(label=5)
+        (True, False)
+
+    Attributes:
+        predict: The class, or ABSTAIN.
+        radius: l2, [0,1] pixel units; 0 for an abstention.
+        n_a: Votes for the selected class among n.
+        n: Draws that estimated its probability.
+        n0: Draws that selected it.
+        p_lower: Lower confidence bound of its probability.
+        status: "abstained": nothing is claimed. "misclassified": the selected class is not the label, so nothing was
+            estimated and nothing is claimed.
     """
 
-    predict: int  # the class, or ABSTAIN
+    predict: int
     radius: float | None
-    n_a: int  # votes for the selected class among n
-    n: int  # estimation draws
-    n0: int  # selection draws
-    p_lower: float | None  # lower confidence bound of the selected class' probability
+    n_a: int
+    n: int
+    n0: int
+    p_lower: float | None
     status: Literal["certified", "abstained", "misclassified"]
 
     def correct(self, label: int) -> bool:

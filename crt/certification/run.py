@@ -194,7 +194,7 @@ def _check(
     if info.sigma == sigma:
         return []
     if not allow_sigma_mismatch:
-        remedy = f"set sigma to {info.sigma:g}, or certify.allow_sigma_mismatch to true if that is meant"
+        remedy = f"set sigma to {info.sigma:g}, or allow_sigma_mismatch to true if that is meant"
         check_same(
             "the model's training", f"{info.sigma:g}", "its certification", f"{sigma:g}", "sigma", remedy
         )

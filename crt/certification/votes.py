@@ -60,9 +60,9 @@ def certified_network(
     folded = copy.deepcopy(folded)
     if precision == "int8":
         if device.type != "cpu":
-            raise UserError("precision int8 is for CPUs: set certify.precision to bfloat16 on other devices")
+            raise UserError("precision int8 is for CPUs: set precision to bfloat16 on other devices")
         if compile_network:
-            raise UserError("precision int8 is not compiled: set runtime.compile to false")
+            raise UserError("precision int8 is not compiled: set compile to false")
         folded = quantize(folded, torch.Size(shape), sigma)
     network = folded.to(device=device, dtype=DTYPES[precision]).to(memory_format=torch.channels_last)
     return torch.compile(network, dynamic=False) if compile_network else network  # type: ignore[return-value]
@@ -150,7 +150,7 @@ class VoteCounter:
             logits = self.network(batch.to(self.dtype))
         except torch.OutOfMemoryError:
             raise UserError(
-                f"a batch of {len(batch)} noisy images does not fit into memory: set certify.batch_size to less"
+                f"a batch of {len(batch)} noisy images does not fit into memory: set batch_size to less"
             ) from None
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
