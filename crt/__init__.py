@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# Imported when they are first used: torch takes seconds, and the commands that need none of this start without it.
+# Imported when they are first used: torch takes seconds, and the commands that need none of this start
+# without it.
 _PLACES = {
     "Certificate": "crt.certification.certificate",
     "ImageSpec": "crt.spec",

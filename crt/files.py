@@ -12,7 +12,7 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """An empty folder for writing the folder `path` aside. It becomes `path` at the end, or goes away on an error.
+    """An empty folder for writing `path`, a folder, aside. It becomes `path` at the end, or goes on an error.
 
     A kill leaves `path` as it was, or, between the two renames, none: then running again writes it.
     """
@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Where to write the file `path` aside. It becomes `path` at the end, or goes away on an error."""
+    """Where to write `path`, a file, aside. It becomes `path` at the end, or goes on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path)
     try:

@@ -1,4 +1,4 @@
-"""What an image is: its classes, its format, its conversion to [0,1], and whether two things agree on that."""
+"""What an image is: its classes, its format, its conversion to [0,1]; and whether two things agree on it."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,10 +26,10 @@ class ImageSpec:
         classes: The names of the classes, in the order of the labels and of a model's outputs.
         size: Height and width in pixels.
         channels: 1 for grey, 3 for RGB.
-        resize: What may be done to an image file to get there. `none`: nothing, another size or mode is an error.
-            `crop`: the center square, scaled. `squash`: the whole image, scaled. The last two also turn grey and
-            CMYK into RGB. Color is never turned into grey and an alpha channel is never dropped: that would be
-            guessing.
+        resize: What may be done to an image file to get there. `none`: nothing, another size or mode is an
+            error. `crop`: the center square, scaled. `squash`: the whole image, scaled. The last two also
+            turn grey and CMYK into RGB. Color is never turned into grey and an alpha channel is never
+            dropped: that would be guessing.
 
     Raises:
         UserError: There is no class, a size or a number of channels below 1, or an unknown way to resize.
@@ -102,10 +102,10 @@ def check_fits(
 
     Example:
         >>> one, other = ImageSpec.numbered(10, 32, 3), ImageSpec.numbered(10, 28, 3)
-        >>> check_fits("the teacher", one, "prepared/test", other, "take a teacher of this data")
+        >>> check_fits("the teacher", one, "the data", other, "take another teacher")
         Traceback (most recent call last):
             ...
-        crt.errors.UserError: the teacher and prepared/test differ in image size (32 and 28): take a teacher of this data
+        crt.errors.UserError: the teacher and the data differ in image size (32 and 28): take another teacher
 
     Args:
         what: The one thing, as the message names it.

@@ -48,7 +48,7 @@ class BaseClassifier(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """The mean of the members' logits: images [B, C, H, W] -> logits [B, K]. Each member has its own front layer."""
+    """The mean of the members' logits: images [B, C, H, W] -> logits [B, K]. Each has its own front layer."""
 
     def __init__(self, members: Sequence[BaseClassifier]) -> None:
         super().__init__()
@@ -67,8 +67,8 @@ def build_model(
 ) -> BaseClassifier:
     """A base classifier with random weights (drawn from torch's global generator), in train mode.
 
-    timm's networks, made for images of 224 pixels, get smaller strides or patches where the images are smaller
-    (`crt.models.small_images`), unless `arch_args` say `small_images: false`.
+    timm's networks, made for images of 224 pixels, get smaller strides or patches where the images are
+    smaller (`crt.models.small_images`), unless `arch_args` say `small_images: false`.
 
     Example:
         >>> import torch
@@ -78,23 +78,23 @@ def build_model(
         torch.Size([4, 2])
 
     Args:
-        arch: `cifar_resnet<depth>`, the name of any timm model, or `ensemble`: the mean of the logits of the members
-            in `arch_args["members"]`, each with its arch, arch_args, mean and std.
+        arch: `cifar_resnet<depth>`, the name of any timm model, or `ensemble`: the mean of the logits of the
+            members in `arch_args["members"]`, each with its arch, arch_args, mean and std.
         spec: What the images are.
         arch_args: Passed to `timm.create_model`.
         mean: Per channel of the [0,1] pixels, subtracted by the first layer; None: 0.
         std: Per channel of the [0,1] pixels, divided by in the first layer; None: 1.
 
     Raises:
-        UserError: An unknown name (near names are listed), arguments that the network does not take, or a network
-            that cannot work at this image size.
+        UserError: An unknown name (near names are listed), arguments that the network does not take, or a
+            network that cannot work at this image size.
     """
     args = dict(arch_args or {})
     for name in _NOT_ARGUMENTS:
         if name in args:
             raise UserError(
-                f"arch_args may not set {name} of {arch}: remove it (classes and channels follow from the data, "
-                "weights from training)"
+                f"arch_args may not set {name} of {arch}: remove it (classes and channels follow from the "
+                "data, weights from training)"
             )
     mean = [0.0] * spec.channels if mean is None else mean
     std = [1.0] * spec.channels if std is None else std

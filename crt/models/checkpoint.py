@@ -1,4 +1,4 @@
-"""Our model folder: `model.safetensors` (weights and buffers) and `model.json` (all else). Nothing is pickled."""
+"""Our model folder: `model.safetensors` (weights and buffers), `model.json` (the rest). No pickles."""
 
 import hashlib
 import json
@@ -73,7 +73,8 @@ class ModelInfo:
             path: The file, named in errors.
 
         Raises:
-            DamagedFileError: No JSON, another format version, missing or unknown keys, or a value that no model has.
+            DamagedFileError: No JSON, another format version, missing or unknown keys, or a value that no
+                model has.
         """
         try:
             values = json.loads(text)
@@ -96,7 +97,8 @@ class ModelInfo:
             is_right, right = _VALUES[key]
             if not is_right(value):
                 raise DamagedFileError(
-                    f"{path} is damaged ({key} is {json.dumps(value)[:100]}, not {right}): get the model again",
+                    f"{path} is damaged ({key} is {json.dumps(value)[:100]}, not {right}): "
+                    "get the model again",
                     path,
                 )
         spec = ImageSpec(
@@ -227,7 +229,7 @@ def load_info(folder: Path) -> ModelInfo:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """SHA-256, hex, of the weights' bytes and the architecture: what decides the function that a model computes."""
+    """SHA-256, hex, of the weights' bytes and the architecture, which decide what a model computes."""
     info = load_info(folder)
     architecture = [info.arch, info.arch_args, len(info.spec.classes), info.spec.channels, info.spec.size]
     digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())

@@ -1,7 +1,7 @@
-"""ResNets for 32x32 images (He et al. 2016, section 4.2), as all randomized-smoothing code of the field has them.
+"""ResNets for 32x32 images (He et al. 2016, section 4.2), as in the field's code of randomized smoothing.
 
-Names and shapes of the parameters are those of published CIFAR checkpoints. Shortcuts that change the shape are
-1x1 convolutions ("option B"). Needs torch alone: a certified CIFAR ResNet can be loaded without timm.
+Names and shapes of the parameters are those of published CIFAR checkpoints. Shortcuts that change the shape
+are 1x1 convolutions ("option B"). Needs torch alone: a certified CIFAR ResNet can be loaded without timm.
 """
 
 import math

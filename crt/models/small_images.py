@@ -1,10 +1,10 @@
 """Fit timm's networks, made for images of 224 pixels or more, to small ones.
 
 One rule for all families: the last feature map is at least 3x3 (2x2 for images below 12 pixels).
-Networks of tokens (they take an `img_size` and a `patch_size`) get smaller patches. In all others the strided layers,
-found in the order in which an image meets them, lose their strides from the stem on; how many is found by trying.
-Kernels keep their sizes. At 32 pixels this gives the CIFAR forms that people write by hand: ResNets with a stem of
-stride 1 and no max pool, RegNets with strides 1, 1, 2, 2, 2, ViTs with patches of 4.
+Networks of tokens (they take an `img_size` and a `patch_size`) get smaller patches. In all others the strided
+layers, found in the order in which an image meets them, lose their strides from the stem on; how many is
+found by trying. Kernels keep their sizes. At 32 pixels this gives the CIFAR forms that people write by hand:
+ResNets with a stem of stride 1 and no max pool, RegNets with strides 1, 1, 2, 2, 2, ViTs with patches of 4.
 """
 
 import copy
@@ -23,10 +23,15 @@ PATCH_SIZES = (32, 16, 14, 8, 4, 2, 1)
 def fitted(arch: str, create: Callable[..., nn.Module], channels: int, size: int) -> nn.Module:
     """The network that `create` makes, fitted to images [B, channels, size, size], in train mode.
 
-    create: takes timm's keyword arguments `img_size` and `patch_size` where the network has them and nobody gave them.
+    Args:
+        arch: The network's name, for messages.
+        create: Takes timm's keyword arguments `img_size` and `patch_size` where the network has them and
+            nobody gave them.
+        channels: Of the images.
+        size: Height and width of the images, pixels.
 
     Raises:
-        UserError: `create` was given arguments that the network does not take, or it cannot work at this size.
+        UserError: The network does not take the arguments that it was given, or cannot work at this size.
     """
     images = torch.zeros(1, channels, size, size)
     size_args = {"img_size": size} if _takes(create, img_size=size) else {}
@@ -59,13 +64,14 @@ def unfitted(arch: str, create: Callable[..., nn.Module], channels: int, size: i
         raise UserError(f"arch_args do not fit {arch}: {error}") from None
     if last_map(network, torch.zeros(1, channels, size, size)) is None:
         raise UserError(
-            f"{arch} cannot work on images of {size} pixels with its own strides and patches: choose another arch or arch_args"
+            f"{arch} cannot work on images of {size} pixels with its own strides and patches: "
+            "choose another arch or arch_args"
         )
     return network.train()
 
 
 def last_map(network: nn.Module, images: Tensor) -> int | None:
-    """Side of the last feature map (or of the square of tokens) for these images; None where the network fails."""
+    """Side of the last feature map (or square of tokens) for these images; None where the network fails."""
     network.eval()  # BatchNorm's statistics stay as they are
     try:
         with torch.no_grad():
@@ -98,7 +104,7 @@ def _native_patch(network: nn.Module) -> int | None:
 
 
 def _with_smaller_patches(network: nn.Module, create: Callable[..., nn.Module], images: Tensor) -> nn.Module:
-    """The largest patches, the network's own or smaller, with at least 7x7 tokens (half the side of tiny images)."""
+    """The largest patches, its own or smaller, with at least 7x7 tokens (half the side of tiny images)."""
     size = images.shape[-1]
     native = _native_patch(network)
     assert native is not None
@@ -128,7 +134,7 @@ def _with_lower_strides(network: nn.Module, images: Tensor) -> nn.Module:
 
 
 def _first_reduction(network: nn.Module, images: Tensor) -> list[str]:
-    """Names of the strided layers that shrink the first map that is shrunk (branches of a block do so in parallel)."""
+    """Names of the strided layers that shrink the first map that is shrunk: a block's branches together."""
     met: list[tuple[str, int]] = []
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -152,7 +158,7 @@ def _stride(layer: nn.Module) -> int:
 
 
 def _halve_stride(network: nn.Module, name: str) -> None:
-    """Halve a layer's stride so that its output is input / stride; a pool without stride has no use and goes."""
+    """Halve a layer's stride so that its output is input / stride; a pool left without stride goes."""
     layer = network.get_submodule(name)
     stride = _stride(layer) // 2
     if not isinstance(layer, nn.Conv2d):
