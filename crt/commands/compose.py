@@ -1,6 +1,7 @@
 """`crt compose` and `crt apply`: choose options and values, by name or by an experiment that has them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from crt.errors import UserError
 from crt.project import Project
@@ -43,15 +44,13 @@ def chosen(project: Project, choice: Choice, overrides: Sequence[str]) -> Choice
     choice, conf = choice.copy(), project.conf
     back = [one for one in parsed if one.is_delete()]
     for one in back:
-        _take_back(choice, str(one.get_key_element()))
+        _take_back(choice, _name(one))
     asked = [one for one in parsed if not one.is_delete()]
     if not asked:
         return choice
     texts = [str(one.input_line) for one in asked]
     options = {
-        str(one.get_key_element()): str(one.value())
-        for one in asked
-        if not one.is_add() and conf.is_group(str(one.key_or_group))
+        _name(one): str(one.value()) for one in asked if not one.is_add() and conf.is_group(one.key_or_group)
     }
     before = conf.compose(choice).options
     after = conf.compose(choice, texts).options
@@ -61,8 +60,8 @@ def chosen(project: Project, choice: Choice, overrides: Sequence[str]) -> Choice
     target = conf.compose(choice, texts).values
     choice.options.update(options)
     for one in asked:
-        path = tuple(str(one.get_key_element()).lstrip("+").split("."))
-        if str(one.get_key_element()) not in options and get(target, path) is not None:
+        path = tuple(_name(one).split("."))
+        if _name(one) not in options and get(target, path) is not None:
             choice.put(path, get(target, path))
     for path, (_, wanted) in differences(conf.compose(choice).values, target).items():
         choice.put(path, wanted)
@@ -72,6 +71,12 @@ def chosen(project: Project, choice: Choice, overrides: Sequence[str]) -> Choice
             f"{' '.join(texts)} cannot be kept as a choice (at {', '.join(map(dotted, left))}): edit conf/ instead"
         )
     return choice
+
+
+def _name(override: Any) -> str:
+    """The group, with its package, or the key of an override."""
+    name: str = override.key_or_group
+    return f"{name}@{override.package}" if override.package else name
 
 
 def _take_back(choice: Choice, name: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from crt.errors import UserError
 
-Path = tuple[str, ...]
+Path = tuple[Any, ...]  # keys are strings, but for margins, whose keys may be numbers
 
 HEADER = """\
 # What was chosen. Written by `crt compose`, `crt get-data`, `crt ingest`, `crt drop-data`, `crt pin` and `crt apply`.
@@ -99,10 +99,10 @@ class Choice:
 _ABSENT = object()
 
 
-def leaves(values: Mapping[str, Any], above: Path = ()) -> Iterator[tuple[Path, Any]]:
+def leaves(values: Mapping[Any, Any], above: Path = ()) -> Iterator[tuple[Path, Any]]:
     """The values of a nested mapping with their paths. An empty mapping and a list are values."""
     for key, value in values.items():
-        path = (*above, str(key))
+        path = (*above, key)
         if isinstance(value, dict) and value:
             yield from leaves(value, path)
         else:
@@ -131,7 +131,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[Pat
 
 def dotted(path: Path) -> str:
     """A path as people write it: student.lr."""
-    return ".".join(path)
+    return ".".join(map(str, path))
 
 
 def _remove(values: dict[str, Any], path: Path) -> None:

@@ -103,7 +103,7 @@ class Conf:
                     choice.options.pop(str(key).removeprefix("override /"), None)
             above = () if place == "_global_" else tuple(place.split("."))
             # A preset sets single values of many sections; a network all of its arguments together.
-            for key in [found for found, _ in leaves(raw)] if not above else [(str(found),) for found in raw]:
+            for key in [found for found, _ in leaves(raw)] if not above else [(found,) for found in raw]:
                 if (*above, *key) not in FACTS:
                     choice.drop((*above, *key))
 

@@ -5,6 +5,8 @@ DVC is called as a command, so that this package stays light and behaves as a us
 
 import hashlib
 import io
+import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -19,7 +21,7 @@ import yaml
 from crt import config
 from crt.config import Config
 from crt.errors import UserError
-from crt.files import write_text
+from crt.files import write_json, write_text
 from crt.project.choice import Choice, differences, dotted
 from crt.project.conf import CHOICE, Composed, Conf
 from crt.project.leftovers import remove_leftovers
@@ -40,6 +42,7 @@ class Project:
         self.root = root
         self.conf = Conf(root / "conf")
         self.params_file = root / "params.yaml"
+        self.choice_file = root / "conf" / CHOICE
 
     def dvc(self, *arguments: str, quiet: bool = True) -> str:
         """Run DVC; its standard output. Unless `quiet`, its progress shows on stderr.
@@ -140,30 +143,24 @@ class Project:
         """
         found, checked = self.composed(choice=choice)
         if choice != self.choice:  # else the comments that people wrote there would go
-            write_text(self.conf.folder / CHOICE, choice.text())
-        self.write_params(found.text)
+            write_text(self.choice_file, choice.text())
+        if not self.params_file.exists() or self.params_file.read_text(encoding="utf-8") != found.text:
+            write_text(self.params_file, found.text)
+        write_json(self._memory, {path.name: _digest(path) for path in (self.params_file, self.choice_file)})
         remove_leftovers(self.root, found.values)
         return checked
 
-    def write_params(self, text: str) -> None:
-        """Write params.yaml, and remember that it is this package's."""
-        if not self.params_file.exists() or self.params_file.read_text(encoding="utf-8") != text:
-            write_text(self.params_file, text)
-        write_text(self._memory, _digest(text))
-
-    @property
-    def params_are_ours(self) -> bool:
-        """Whether params.yaml is what `write_params` wrote last, and not DVC's or a person's."""
+    def is_ours(self, path: Path) -> bool:
+        """Whether params.yaml or choice.yaml is as `choose` left it, and not as DVC, git or a person did."""
         try:
-            return self._memory.read_text(encoding="utf-8") == _digest(
-                self.params_file.read_text(encoding="utf-8")
-            )
-        except OSError:
+            known: Any = json.loads(self._memory.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             return False
+        return bool(known.get(path.name) == _digest(path))
 
     @property
     def _memory(self) -> Path:
-        return self.root / ".work" / "params.sha256"
+        return self.root / ".work" / "written.json"
 
     def read_params(self) -> dict[str, Any]:
         """The content of params.yaml, unchecked.
@@ -183,7 +180,7 @@ class Project:
 
     @contextmanager
     def committed_conf(self) -> Iterator[Conf | None]:
-        """conf/ as it is in the last commit; None: there is none with a choice.yaml."""
+        """conf/ as it is in the last commit, with what commands have chosen since; None: there is none with a choice.yaml."""
         try:
             archive = self._git("archive", "--format=tar", "HEAD", "conf")
         except UserError:
@@ -193,7 +190,10 @@ class Project:
             with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
                 tar.extractall(place, filter="data")
             found = Conf(Path(place) / "conf")
-            yield found if (found.folder / CHOICE).is_file() else None
+            there = (found.folder / CHOICE).is_file()
+            if there and self.is_ours(self.choice_file):
+                shutil.copyfile(self.choice_file, found.folder / CHOICE)
+            yield found if there else None
 
     def is_merged(self) -> bool:
         """Whether HEAD is a merge, and params.yaml is as it left it."""
@@ -214,5 +214,5 @@ class Project:
         return ", ".join(said[:5]) + (f" and {len(said) - 5} more" if len(said) > 5 else "") if said else None
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None

@@ -34,13 +34,13 @@ def take_over(project: Project) -> None:
     if params == now.values:
         return
     choice = project.choice
-    if not project.params_are_ours and not project.is_merged():
+    if not project.is_ours(project.params_file) and not project.is_merged():
         with project.committed_conf() as committed:
-            said = _left_over(params, committed, project.conf)
-        if said:
-            choice = _with(choice, said, project.conf)
+            merged = _with(choice, _left_over(params, committed, project.conf), project.conf)
+        if said := _Difference(choice, merged):
             print(f"taken over from params.yaml into conf/choice.yaml: {said}")
             print("  (`git checkout conf params.yaml` goes back to what was committed)")
+        choice = merged
     project.choose(choice)
     follows = differences(params, project.read_params())
     if follows:
@@ -49,7 +49,7 @@ def take_over(project: Project) -> None:
         )
 
 
-class _LeftOver:
+class _Difference:
     """What one choice has and another has not."""
 
     def __init__(self, before: Choice, after: Choice) -> None:
@@ -75,7 +75,7 @@ class _LeftOver:
         )
 
 
-def _left_over(params: dict[str, Any], committed: Conf | None, conf: Conf) -> _LeftOver:
+def _left_over(params: dict[str, Any], committed: Conf | None, conf: Conf) -> _Difference:
     """What has to be chosen beside the committed choice, so that the committed conf/ composes to `params`."""
     if committed is not None:
         try:
@@ -83,7 +83,7 @@ def _left_over(params: dict[str, Any], committed: Conf | None, conf: Conf) -> _L
         except UserError:  # it was committed broken
             committed = None
     base = committed or conf
-    return _LeftOver(base.choice, choice_for(params, base))
+    return _Difference(base.choice, choice_for(params, base))
 
 
 def choice_for(params: dict[str, Any], conf: Conf) -> Choice:
@@ -148,20 +148,15 @@ def _differing(choice: Choice, params: dict[str, Any], conf: Conf) -> list[Path]
     return list(differences(conf.compose(choice).values, params))
 
 
-def _with(choice: Choice, said: _LeftOver, conf: Conf) -> Choice:
+def _with(choice: Choice, said: _Difference, conf: Conf) -> Choice:
     """`choice` and what is left over; what conf/ gives by itself is not repeated.
 
     Raises:
         UserError: a value was chosen in conf/ since, and another one in params.yaml.
     """
     merged = choice.copy()
-    options = conf.compose().options
     for group, option in said.options.items():
-        _check_one_changed(
-            dotted((group,)), said.before.options.get(group), choice.options.get(group), option
-        )
-        if options.get(group) != option:
-            conf.forget(merged, group, (options.get(group), option))
+        _check_one_changed(group, said.before.options.get(group), choice.options.get(group), option)
         merged.options[group] = option
     for path in said.dropped:
         merged.drop(path)
