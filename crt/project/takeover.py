@@ -96,9 +96,8 @@ def choice_for(params: dict[str, Any], conf: Conf) -> Choice:
     found = conf.compose(choice)
     for path, (composed, wanted) in differences(found.values, params).items():
         if not _is_there(params, path):
-            if composed != {}:
-                choice.drop(path)
-        elif path not in found.derived:
+            choice.drop(path)
+        elif composed != {} and path not in found.derived:
             choice.put(path, wanted)
     left = _differing(choice, params, conf)
     while left:
