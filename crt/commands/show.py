@@ -27,7 +27,7 @@ def show(project: Project) -> None:
 
 def experiments(project: Project, arguments: list[str]) -> None:
     """Print the experiments on the last commit: metrics, and the parameters in which they differ."""
-    command = [sys.executable, "-m", "dvc", "exp", "show", "--only-changed", "--no-pager", *arguments]
+    command = [sys.executable, "-m", "dvc", "exp", "show", "--only-changed", *arguments]
     subprocess.run(command, cwd=project.root, check=False)
 
 
