@@ -177,4 +177,4 @@ def _report(found: DataSet) -> None:
     if found.skipped:
         print(f"left out: {len(found.skipped)} unreadable image(s): {first_ten(found.skipped)}")
     if found.ignored:
-        print(f"not used: {first_ten(found.ignored)}")
+        print(f"not used: {len(found.ignored)} other file(s) or folder(s): {first_ten(found.ignored)}")
