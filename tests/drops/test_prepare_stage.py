@@ -1,7 +1,8 @@
-"""The script stages/prepare.py, as DVC runs it."""
+"""The script stages/prepare.py. Most tests run it in this process, which has imported what it needs."""
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -18,12 +19,12 @@ from crt.data.store import open_store, open_validation
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.slow  # each test starts the script
-
 
 @pytest.fixture
-def project(tmp_path):
-    """A folder with params.yaml, a training drop and a test set."""
+def project(tmp_path, monkeypatch):
+    """A folder with params.yaml, a training drop and a test set; stages run in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "stages")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["data"].update(num_classes=3, channels=1, image_size=8, drops=["a"], resize="none")
     params["teacher"].update(drop="a", trained=["a"])
@@ -34,38 +35,39 @@ def project(tmp_path):
     return tmp_path
 
 
-def prepare(project, part, check=True):
-    return stage(project, "prepare", part, check=check)
+def stage(name, *arguments):
+    """Run a stage's script; what it says when it fails, else None."""
+    before, sys.argv = sys.argv, [f"stages/{name}.py", *arguments]
+    try:
+        runpy.run_path(str(ROOT / "stages" / f"{name}.py"), run_name="__main__")
+    except SystemExit as end:
+        return end.code
+    finally:
+        sys.argv = before
 
 
-def stage(project, name, *arguments, check=True):
-    done = subprocess.run(
-        [sys.executable, ROOT / "stages" / f"{name}.py", *arguments],
-        cwd=project,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert not check or done.returncode == 0, done.stderr
-    return done
+def prepare(part):
+    assert stage("prepare", part) is None
+
+
+def drop_bytes(project):
+    return {path.name: path.read_bytes() for path in (project / "prepared" / "train" / "a").iterdir()}
 
 
 def test_test_set_and_drop_are_written_with_their_metrics(project):
-    prepare(project, "test")
-    prepare(project, "train/a")
+    prepare("test")
+    prepare("train/a")
     assert len(open_store(project / "prepared" / "test")) == 6
     assert len(open_store(project / "prepared" / "train" / "a")) == 9
     metric = json.loads((project / "results" / "prepare" / "a.json").read_text())
     assert metric["classes"] == {"cat": 3, "dog": 3, "owl": 3}
     assert json.loads((project / "results" / "prepare" / "test.json").read_text())["images"] == 6
     # Another test image makes DVC run every prepare again; what it writes must stay the same, so that no model follows.
-    before = {path.name: path.read_bytes() for path in (project / "prepared" / "train" / "a").iterdir()}
+    before = drop_bytes(project)
     write_image(project / "data" / "test" / "cat" / "new.png", pixels(500))
-    prepare(project, "test")
-    prepare(project, "train/a")
-    assert {
-        path.name: path.read_bytes() for path in (project / "prepared" / "train" / "a").iterdir()
-    } == before
+    prepare("test")
+    prepare("train/a")
+    assert drop_bytes(project) == before
 
 
 def change_params(project, **sections):
@@ -81,7 +83,7 @@ def test_the_validation_images_of_all_drops_are_certified_on_request(project):
         project, data={"validation": 0.4, "drops": ["a", "b"]}, certify={"n": 100, "n0": 10, "stride": 2}
     )
     for part in ("test", "train/a", "train/b"):
-        prepare(project, part)
+        prepare(part)
     split = open_validation(project / "prepared" / "train")
     counts = [
         json.loads((project / f"results/prepare/{drop}.json").read_text()) for drop in ("a", "b", "test")
@@ -96,7 +98,7 @@ def test_the_validation_images_of_all_drops_are_certified_on_request(project):
         "prepared/train": ("validation", len(split)),
     }.items():
         change_params(project, certify={"split": name, "images": folder})
-        stage(project, "certify", "student")
+        assert stage("certify", "student") is None
         table = pd.read_csv(project / "certificates" / "student.tsv", sep="\t")
         facts = json.loads((project / "certificates" / "student.json").read_text())
         assert table.idx.tolist() == list(range(0, images, 2))
@@ -139,15 +141,29 @@ def pickled(project):
         (pickled, "error: data/train/a/a.npz: `images` holds pickled Python objects"),
     ],
 )
-def test_a_bad_drop_ends_in_one_sentence(project, damage, message):
-    prepare(project, "test")
+def test_a_bad_drop_ends_in_one_sentence(project, capfd, damage, message):
+    prepare("test")
     damage(project)
-    done = prepare(project, "train/a", check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith(message)
-    assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
-    assert not (project / "prepared" / "train").exists() or not list(
-        (project / "prepared" / "train").iterdir()
-    )
+    said = stage("prepare", "train/a")
+    assert said.startswith(message)
+    assert "\n" not in said
+    assert capfd.readouterr() == ("", "")
+    assert not list(project.glob("prepared/train/*"))
     assert not (project / "results" / "prepare" / "a.json").exists()
+
+
+@pytest.mark.slow
+def test_as_dvc_runs_it(project):
+    prepare("test")
+    command = [sys.executable, ROOT / "stages" / "prepare.py", "train/a"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, env=environment, check=True)
+    before = drop_bytes(project)
+    shutil.rmtree(project / "prepared" / "train")
+    prepare("train/a")
+    assert drop_bytes(project) == before
+    missing_drop(project)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: data/train/a is missing")
+    assert done.stderr.count("\n") == 1
