@@ -1,4 +1,10 @@
-"""CAT-RS: confidence-aware training for randomized smoothing (Jeong et al. 2023, arXiv 2212.09000)."""
+"""CAT-RS: confidence-aware training for randomized smoothing (Jeong et al. 2023, arXiv 2212.09000).
+
+The published class frequencies of the auxiliary classifier are a file made beforehand with 10,000 votes of a
+Gaussian-trained network for one crop of each training image. Here `num_votes` votes are drawn in each step for the very
+crop that is trained on: given the moved noise, the gradient of the KL is linear in the frequencies, so fewer votes add
+noise but no bias to it.
+"""
 
 from typing import Literal
 
@@ -32,10 +38,7 @@ def catrs(
         K_b = max(1, Binomial(m, w_b)),  w_b = share of the m noisy images that are classified right
 
     with v_ib the noise e_ib moved at most epsilon against q_b, and q_b the class frequencies of an auxiliary
-    classifier's hard votes under N(0, vote_sigma^2). The published q_b is a file made beforehand with 10,000 votes of
-    a Gaussian-trained network for one crop of each training image. Here `num_votes` votes are drawn in each step for
-    the very crop that is trained on: given v, the gradient of the KL is linear in q_b, so fewer votes add noise but
-    no bias to it.
+    classifier's hard votes under N(0, vote_sigma^2).
 
     Args:
         num_noise: noise draws per image (m); a step sees 2 m * B noisy images.
@@ -65,25 +68,23 @@ def catrs(
         confidence = (logits.argmax(-1) == batch.labels).to(batch.images.dtype).mean(0)
         trials = torch.empty_like(logits[..., 0]).uniform_(generator=generator)
         easy = (trials < confidence).sum(0).clamp(min=1)  # K_b: a binomial draw
-        ascending = label_loss(logits, batch.labels).sort(0).values
-        ranks = torch.arange(num_noise, device=easy.device)[:, None]
-        low = torch.where(ranks < easy, ascending, 0).sum(0) / num_noise
+        low = easiest(label_loss(logits, batch.labels), easy)
 
         worst = attack_noise(model, batch.images, frequencies, noise, epsilon=epsilon, steps=steps)
         divergence = divergences(frequencies, noisy_logits(model, batch.images, worst))
         high = divergence.max(0).values * (easy == num_noise)
 
         label, worst_case = low.mean(), high.mean()
-        return Loss(
-            label + lbd * worst_case,
-            {
-                "cross_entropy": label.detach(),
-                "worst_case": worst_case.detach(),
-                "noisy_accuracy": confidence.mean(),
-            },
-        )
+        parts = {"cross_entropy": label.detach(), "worst_case": worst_case.detach()}
+        return Loss(label + lbd * worst_case, {**parts, "noisy_accuracy": confidence.mean()})
 
     return loss
+
+
+def easiest(losses: Tensor, counts: Tensor) -> Tensor:
+    """The sum of each image's `counts` [B] smallest losses [m, B], divided by m: [B]."""
+    ranks = torch.arange(len(losses), device=losses.device)[:, None]
+    return torch.where(ranks < counts, losses.sort(0).values, 0).sum(0) / len(losses)
 
 
 def vote(

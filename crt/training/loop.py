@@ -79,15 +79,7 @@ def train(
     run = _Run(model, method, batches, recipe, sigma, seed, fabric, compile_model)
     progress = run.load(work)
     saved = time.monotonic()
-    with tqdm(
-        total=recipe.epochs * batches.steps,
-        initial=len(progress.rows) * batches.steps,
-        desc=name,
-        unit="step",
-        file=sys.stderr,
-        mininterval=1.0,
-        disable=fabric.global_rank > 0,
-    ) as bar:
+    with _bar(name, recipe.epochs, batches.steps, len(progress.rows), fabric.global_rank > 0) as bar:
         for epoch in range(len(progress.rows), recipe.epochs):
             start = time.monotonic()
             row = run.epoch(epoch, name, bar)
@@ -99,9 +91,20 @@ def train(
             if time.monotonic() - saved >= checkpoint_seconds and epoch + 1 < recipe.epochs:
                 run.save(work, progress)
                 saved = time.monotonic()
-    if fabric.global_rank == 0:
-        write_text(log, _tsv(progress.rows))  # where the checkpoint was of the last epoch but the log is gone
     return progress
+
+
+def _bar(name: str, epochs: int, steps: int, done: int, hidden: bool) -> "tqdm[Any]":
+    """The progress bar on standard error."""
+    return tqdm(
+        total=epochs * steps,
+        initial=done * steps,
+        desc=name,
+        unit="step",
+        file=sys.stderr,
+        mininterval=1.0,
+        disable=hidden,
+    )
 
 
 class _Run:

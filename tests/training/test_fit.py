@@ -16,6 +16,7 @@ import torch
 from model_folders import make_network
 from prepared_drops import spec_of, write_prepared
 
+from crt.bank import record
 from crt.config import Config
 from crt.errors import UserError
 from crt.files import same_tree
@@ -325,3 +326,36 @@ def test_a_release_of_other_classes_is_refused(place, teacher, tmp_path):
     release = place.student("method=gaussian", name="release-5", drops=fewer)
     with pytest.raises(UserError, match=r"classes.* start from another model, or from none"):
         place.student(teacher=teacher, init=release, name="refused")
+
+
+BANK = ["bank=logits", "bank.views=2"]
+
+
+@pytest.fixture(scope="module")
+def banks(place, teacher) -> list[Path]:
+    folders = [place.root / "banks" / drop.name for drop in place.drops]
+    for folder, one in zip(folders, place.drops, strict=True):
+        record(parameters(*BANK), one, teacher, folder, place.root / ".work" / "bank")
+    assert not any((place.root / ".work" / "bank").iterdir())
+    return folders
+
+
+def test_a_student_of_banks_is_resumed_to_the_same_bytes(place, teacher, banks, monkeypatch):
+    whole = place.student(*BANK, teacher=teacher, banks=banks, name="banked")
+    assert place.results("banked")["bank_views"] == 2
+    assert load_model(whole)[1].teacher_fingerprint == model_fingerprint(teacher)
+    killed_after_an_epoch(place, monkeypatch, *BANK, teacher=teacher, banks=banks, name="banked-killed")
+    assert same_tree(place.student(*BANK, teacher=teacher, banks=banks, name="banked-killed"), whole)
+    assert weights(whole) != weights(place.student(teacher=teacher, name="live"))
+
+
+def test_banks_are_left_alone_by_a_method_that_needs_no_logits(place, banks):
+    plain = place.student("method=gaussian", name="plain")
+    assert weights(place.student("method=gaussian", banks=banks, name="plain-banked")) == weights(plain)
+    assert place.results("plain-banked")["bank_views"] == 0
+
+
+def test_banks_of_another_teacher_are_refused(place, banks):
+    other = place.teacher("seed=5", name="teacher-5")
+    with pytest.raises(UserError, match="does not hold this teacher's logits"):
+        place.student(*BANK, teacher=other, banks=banks, name="refused-bank")
