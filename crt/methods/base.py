@@ -70,7 +70,7 @@ class Method(Protocol):
 
 
 class Teacher:
-    """A robust network that a student learns from, asked anew in each step."""
+    """A robust network that a student learns from, asked in each step."""
 
     def __init__(self, network: nn.Module) -> None:
         """Puts `network` (images [B, C, H, W] -> logits [B, K]) into eval mode."""
