@@ -78,6 +78,7 @@ def expected(model: nn.Module) -> torch.Tensor:
         return model(IMAGES)
 
 
+@pytest.mark.slow
 def test_a_published_teacher(bench, source, capsys):
     results = bench.adopt(ref=bench.pin("a.pth"))
     assert torch.allclose(logits(bench.folder), expected(source), atol=1e-5)
@@ -183,6 +184,7 @@ def test_another_class_order_fails_and_is_mended_by_what_it_says(bench, source, 
     assert load_model(bench.folder)[1].spec.classes == tuple(sorted(names))
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_references(bench, source):
     other = digits_teacher((0.0,), (1.0,), seed=1)
     torch.save({"net": other[1].state_dict(), "epoch": 440}, bench.root / "macer.pth")

@@ -71,6 +71,7 @@ def test_its_fingerprint_is_its_members(members, tmp_path):
     assert len({model_fingerprint(tmp_path / name) for name in "abc"}) == 3
 
 
+@pytest.mark.slow
 def test_it_is_certified_like_any_classifier(members):
     model, _ = combine(members)
     folded = fold_batchnorm(model)

@@ -48,6 +48,7 @@ def by_name(name: str) -> Candidate:
     return next(c for c in candidates(3, THIS_DATA) if c.name == name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["identity", "center, CIFAR-10", "normalize, CIFAR-10"])
 def test_the_layer_and_the_noise_of_training_are_found(name):
     network = trained(by_name(name), sigma=0.25)
@@ -64,6 +65,7 @@ def test_the_layer_and_the_noise_of_training_are_found(name):
     assert [e.mismatch for e in evidence] == sorted(e.mismatch for e in evidence)
 
 
+@pytest.mark.slow
 def test_another_noise_is_found_too():
     network = trained(by_name("normalize, CIFAR-10"), sigma=1.0)
     evidence = weigh(
