@@ -231,6 +231,14 @@ def predict(
     )
 
 
+@app.command()
+def upgrade(root: Root = Path()) -> None:
+    """After `git merge` of this version into a project of 0.1.0: move its choices, take over its results (docs/upgrading.md)."""
+    from crt.commands.upgrade import upgrade as run
+
+    run(Project(root))
+
+
 @app.command("merge-driver", hidden=True)
 def merge_driver(base: Path, ours: Path, theirs: Path, name: str) -> None:
     """Merge a file that two people change when each ingests a drop: called by git (.gitattributes, `make setup`)."""
