@@ -1,8 +1,8 @@
 """What `crt ingest` says of a delivery beside the drops that came before it."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,7 +10,10 @@ from crt.data.store import Store, open_store, read_hashes
 from crt.datasets.drift import SIZE, Finding, Sample, class_drift, pixel_drift, value_drift
 from crt.drops.prepare import DecodedImage
 from crt.errors import UserError
-from crt.spec import to_unit
+from crt.spec import ImageSpec, check_fits, to_unit
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Arrived:
@@ -50,7 +53,7 @@ class Arrived:
         before = _some_images(self._earlier)
         labels = np.concatenate([store.labels for store in self._earlier]).tolist()
         by_class = class_drift(labels, self._sample.labels, classes)
-        by_model = _confidence_drift(self._root, before, now)
+        by_model = _confidence_drift(self._root, self._earlier[0].spec, before, now)
         return [
             *([by_class] if by_class else []),
             *pixel_drift(before, now),
@@ -77,27 +80,28 @@ def _some_images(stores: Sequence[Store]) -> np.ndarray:
     )
 
 
-def _confidence_drift(root: Path, before: np.ndarray, now: np.ndarray) -> Finding | None:
-    """How sure the base classifier of the release (or of the last student) is of its answers on clean images."""
+def _confidence_drift(root: Path, spec: ImageSpec, before: np.ndarray, now: np.ndarray) -> Finding | None:
+    """How sure the base classifier of the release, or of the last student, is of its answers on clean images."""
     for role, name in (("baseline", "the release"), ("student", "the last student")):
         folder = root / "models" / role
-        try:
-            described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        if not folder.is_dir():
             continue
-        if described.get("pinned") is not False and described.get("image_size") == now.shape[1]:
-            confidence = [_confidence(folder, images) for images in (before, now)]
-            return value_drift(f"confidence of {name}", confidence[0], confidence[1])
+        from crt.models.checkpoint import load_model
+
+        try:
+            model, info = load_model(folder)
+            check_fits(str(folder), info.spec, "the drops", spec, "take another model")
+        except UserError:  # damaged, or made for other images: nothing to compare with
+            continue
+        confidence = [_confidence(model, images) for images in (before, now)]
+        return value_drift(f"confidence of {name}", confidence[0], confidence[1])
     return None
 
 
-def _confidence(folder: Path, images: np.ndarray) -> np.ndarray:
+def _confidence(model: "nn.Module", images: np.ndarray) -> np.ndarray:
     """The largest class probability per image."""
     import torch
 
-    from crt.models.checkpoint import load_model
-
-    model, _ = load_model(folder)
     with torch.inference_mode():
         parts = [
             model(to_unit(part)).softmax(1).amax(1)

@@ -188,10 +188,7 @@ def open_store(path: Path) -> Store:
         raise _damaged(path, f"its arrays do not have the {shape[0]} images of meta.json")
     if len(labels) and not -1 <= labels.min() <= labels.max() < len(spec.classes):
         raise _damaged(path, "it has labels of no class")
-    # Drops that were prepared before there was a split have no such column, and nothing set aside.
-    validation = np.array(
-        _read_index(path / "index.parquet", "validation").get("validation", np.zeros(len(labels))), bool
-    )
+    validation = np.array(_read_index(path / "index.parquet", "validation")["validation"], bool)
     if len(validation) != len(labels):
         raise _damaged(path, f"its index has {len(validation)} of {len(labels)} images")
     return Store(
@@ -216,7 +213,7 @@ def read_hashes(index: Path) -> dict[str, str]:
 
 
 def _read_index(file: Path, *columns: str) -> dict[str, list[Any]]:
-    """Those of these columns that an index.parquet has."""
+    """Columns of an index.parquet, by name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -226,6 +223,8 @@ def _read_index(file: Path, *columns: str) -> dict[str, list[Any]]:
         raise MissingFileError(f"{file} is missing: prepare the drop again", file.parent) from None
     except pa.ArrowException as error:
         raise _damaged(file, str(error)) from None
+    if lacking := [name for name in columns if name not in found]:
+        raise _damaged(file, f"it has no column {', '.join(lacking)}")
     return found
 
 
