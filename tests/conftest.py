@@ -16,10 +16,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests first: with several workers, none is left alone with one of them at the end.
 
-    What stands in tests/pipeline runs a pipeline, so it is slow.
+    What stands in tests/pipeline runs a pipeline, so it is slow, and so is what calls the real DVC.
     """
     for item in items:
-        if item.path.parent.name == "pipeline":
+        if item.path.parent.name == "pipeline" or item.get_closest_marker("real_dvc"):
             item.add_marker(pytest.mark.slow)
     items.sort(
         key=lambda item: (

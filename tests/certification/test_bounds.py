@@ -166,6 +166,7 @@ def test_exact_error_of_every_table(n: int, alpha: float) -> None:
             assert error > 0.9 * alpha
 
 
+@pytest.mark.slow
 def test_exact_error_with_the_published_number_of_draws() -> None:
     looks = bounds.looks(20_000)
     for p in (0.5, 0.8413, 0.99865):

@@ -61,6 +61,7 @@ def test_the_file_says_what_the_classifier_says(tmp_path: Path) -> None:
     assert 0 < facts["noise"]["total_variation"] < 1e-13
 
 
+@pytest.mark.slow
 def test_adaptive_radii_are_those_asked_for(tmp_path: Path) -> None:
     table = read_certificates(certify(tmp_path, mode="adaptive", n=20_000))
     assert set(table.radius.tolist()) <= {0.0, 0.25, 0.5}
@@ -82,6 +83,7 @@ def test_without_the_shortcut_every_image_is_estimated(tmp_path: Path) -> None:
     assert "misclassified" not in table.status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{"batch_size": 7}, {"batch_size": 512}, {"mode": "adaptive", "batch_size": 1}]
 )
@@ -164,6 +166,7 @@ print(json.dumps([kills, kept]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["exact", "adaptive"])
 def test_killed_at_random_moments_ends_with_the_same_file(tmp_path: Path, mode: str) -> None:
     """A real SIGKILL each time, until a run gets through; again, until there were 15, at three different places."""
@@ -378,12 +381,14 @@ def torchrun(folder: Path, processes: int, **changes: object) -> subprocess.Comp
     )
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_file(tmp_path: Path) -> None:
     done = torchrun(tmp_path / "two", 2)
     assert done.returncode == 0, done.stderr
     assert without_time(tmp_path / "two/certificates.tsv") == without_time(certify(tmp_path / "one"))
 
 
+@pytest.mark.slow
 def test_a_lost_process_ends_the_run_and_the_next_goes_on(tmp_path: Path) -> None:
     done = torchrun(tmp_path, 2, victim=[1, 4])
     assert done.returncode != 0

@@ -37,6 +37,7 @@ def at_distances(distances: list[float]) -> Tensor:
     return (images.clamp(0, 1) * 255).round() / 255
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_no_radius_exceeds_the_true_one_beyond_alpha(adaptive: bool) -> None:
     """Many seeds at each distance, all of them just below a reported radius, where adaptive mode could err."""

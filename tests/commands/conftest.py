@@ -54,5 +54,5 @@ def repo(pulled: Path, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def fast_dvc(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """The commands call DVC in this process, except where a test is marked to call it as they really do."""
-    if request.node.get_closest_marker("slow") is None:
+    if request.node.get_closest_marker("real_dvc") is None:
         monkeypatch.setattr(Project, "dvc", dvc_in_process)

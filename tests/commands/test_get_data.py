@@ -31,6 +31,7 @@ def fashion_mnist(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_digits_are_what_the_repository_records(repo):
     before = state(repo)
     get_data(Project(repo), "digits")
@@ -39,7 +40,7 @@ def test_digits_are_what_the_repository_records(repo):
     assert record(repo)["remote"] == "sample"
 
 
-@pytest.mark.slow
+@pytest.mark.real_dvc
 def test_another_set_and_back(repo, tmp_path, capsys):
     before = state(repo)
     for part in ("test", "train/2025-01", "train/2025-02"):
@@ -88,6 +89,7 @@ def test_works_with_nothing_pulled(clone, tmp_path):
     assert listed_drops(clone) == ["base"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["added", "modified", "never recorded", "lost from the cache"])
 def test_data_that_dvc_does_not_have_is_not_replaced(repo, tmp_path, change):
     name = "data/train/2025-01/new.png" if change == "added" else "data/test/digits.npz"
@@ -120,6 +122,7 @@ class Kill(BaseException):
     """Ends a command in the middle."""
 
 
+@pytest.mark.slow
 def test_after_kills_the_same_command_ends_what_was_begun(repo, tmp_path, monkeypatch):
     source = f"folder:{delivery(tmp_path / 'set')}"
 
@@ -171,6 +174,7 @@ def test_a_source_inside_data_is_refused(repo):
         get_data(Project(repo), f"folder:{repo / 'data' / 'train'}")
 
 
+@pytest.mark.slow
 def test_settings_that_would_not_fit_are_found_before_anything_changes(repo, tmp_path):
     compose(Project(repo), ["teacher.drop=2025-02"])
     commit(repo)
@@ -180,6 +184,7 @@ def test_settings_that_would_not_fit_are_found_before_anything_changes(repo, tmp
     assert state(repo) == before
 
 
+@pytest.mark.slow
 def test_downloads_are_checked_and_a_failure_names_the_way_out(tmp_path, monkeypatch):
     import torchvision.datasets.utils
 

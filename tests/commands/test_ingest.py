@@ -70,7 +70,7 @@ def test_choices_in_params_are_kept(repo, no_dvc, tmp_path):
     assert yaml.safe_load((repo / "params.yaml").read_text()) == before
 
 
-@pytest.mark.slow
+@pytest.mark.real_dvc
 def test_with_nothing_pulled_only_the_test_set_is_fetched_into_the_workspace(clone, tmp_path):
     ingest(Project(clone), delivery(tmp_path / "in"), "2025-04")
     assert sorted(path.name for path in (clone / "data" / "train").iterdir()) == ["2025-04"]
@@ -274,6 +274,7 @@ def kill_at(step, monkeypatch):
         monkeypatch.setattr(Project, step, kill)
 
 
+@pytest.mark.slow
 def test_after_kills_the_same_command_ends_what_was_begun(repo, tmp_path, monkeypatch):
     source = delivery(tmp_path / "in")
     aside = repo / "data" / "train" / "2025-04.partial"
@@ -314,7 +315,7 @@ def assert_dropped(repo, drop, left):
     assert [item["path"] for item in recorded] == left
 
 
-@pytest.mark.slow
+@pytest.mark.real_dvc
 def test_drop_data_removes_every_trace(repo):
     prepared_remains(repo, "2025-02")
     drop_data(Project(repo), "2025-02")
@@ -328,7 +329,7 @@ def test_a_single_file_is_named_as_it_was_given(repo, no_dvc, tmp_path):
         ingest(Project(repo), tmp_path / "a.npz", "2025-04")
 
 
-@pytest.mark.slow
+@pytest.mark.real_dvc
 def test_drop_data_without_the_list_of_files_names_the_remedy(clone):
     shutil.rmtree(clone / "sample")  # the remote, as in a clone of data that nobody pushed
     with pytest.raises(UserError, match=r"`dvc pull data\.dvc`, then run again"):
@@ -340,6 +341,7 @@ def test_drop_data_with_nothing_pulled(clone):
     assert_dropped(clone, "2025-02", ["2025-01", "2025-03"])
 
 
+@pytest.mark.slow
 def test_ingest_and_drop_data_undo_each_other(repo, tmp_path):
     before = state(repo)
     ingest(Project(repo), delivery(tmp_path / "in"), "2025-04")
@@ -350,6 +352,7 @@ def test_ingest_and_drop_data_undo_each_other(repo, tmp_path):
     assert after == before
 
 
+@pytest.mark.slow
 def test_drop_data_refuses_the_teachers_drop_unless_another_is_chosen(repo):
     before = state(repo)
     with pytest.raises(UserError, match=r"the teacher is trained on '2025-01': choose another drop"):
@@ -361,6 +364,7 @@ def test_drop_data_refuses_the_teachers_drop_unless_another_is_chosen(repo):
     assert load(repo / "params.yaml").teacher.drop == "2025-03"
 
 
+@pytest.mark.slow
 def test_drop_data_refuses_what_cannot_be_brought_back(repo):
     (repo / "data" / "train" / "2025-02" / "new.png").write_text("precious")
     before = state(repo)
@@ -381,6 +385,7 @@ def test_drop_data_wrong_requests(repo):
     assert state(repo) == before
 
 
+@pytest.mark.slow
 def test_drop_data_after_kills(repo, monkeypatch):
     prepared_remains(repo, "2025-02")
     for step in STEPS:
@@ -402,6 +407,7 @@ def test_links_of_dvcs_cache_work(repo, tmp_path):
     assert listed_drops(repo) == [*SAMPLE, "2025-04"]
 
 
+@pytest.mark.slow
 def test_a_delivery_is_compared_with_the_drops_before_it(repo, tmp_path, capsys):
     """Drift of classes, pixels and the release's confidence, and copies of what is there already."""
     from model_folders import write_model

@@ -105,6 +105,7 @@ def test_parameters_that_do_not_fit_together_are_left_to_people(tmp_path, capsys
     assert "every image would abstain" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_who_ingest_at_once(repo, tmp_path):
     """With real git and DVC: both drops are listed, recorded and come out of the cache."""
     run(repo, "git", "checkout", "-qb", "theirs")

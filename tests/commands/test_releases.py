@@ -70,6 +70,7 @@ def test_a_tag_made_by_hand_is_a_release_without_facts(released, capsys):
     assert capsys.readouterr().out.splitlines()[1].split()[0] == "v2.0.0"
 
 
+@pytest.mark.slow
 def test_pinning_changes_the_pins_alone(released, capsys):
     before = yaml.safe_load((released / "params.yaml").read_text())
     pin(Project(released), "v1.9.0")
@@ -128,6 +129,7 @@ def test_a_path_is_pinned_by_its_hash_and_stays(released):
     assert pins(released) == {ref}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["choose", "params.yaml"])
 def test_an_ingest_killed_at_the_pins_is_ended_by_the_same_command(released, tmp_path, monkeypatch, where):
     source = delivery(tmp_path / "in")
@@ -230,7 +232,7 @@ def test_what_is_not_committed_is_not_released(repo):
     assert run(repo, "git", "tag") == ""
 
 
-@pytest.mark.slow
+@pytest.mark.real_dvc
 def test_what_is_not_reproduced_is_not_released(repo):
     author(repo)
     with pytest.raises(UserError, match="`dvc repro`"):

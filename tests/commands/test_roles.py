@@ -20,7 +20,7 @@ from crt.errors import UserError
 from crt.project import Project
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.real_dvc,
     pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning"),  # DVC's own
 ]
 

@@ -256,6 +256,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
 """
 
 
+@pytest.mark.slow
 def test_a_set_far_larger_than_memory_is_read_from_disk(tmp_path):
     """A sparse file of at least twice the machine's memory: nothing but batches and indices is held."""
     bytes_wanted = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -193,6 +193,7 @@ def test_a_checkpoint_of_other_settings_is_not_continued_and_said(place, teacher
     assert weights(model) == weights(place.student("seed=1", teacher=teacher, name="left-whole"))
 
 
+@pytest.mark.slow
 def test_the_key_of_resume_files_covers_the_code_that_training_imports(tmp_path):
     """A checkpoint of other code is never continued; code that changes no value is no part of the key."""
     code = "import sys, crt.training.fit, crt.methods.shared.attacks; print(*(m for m in sys.modules if m.startswith('crt')))"
@@ -263,6 +264,7 @@ def test_drops_that_differ_are_refused(place, teacher, tmp_path):
         place.student(teacher=teacher, name="other", drops=[*place.drops, drop(tmp_path / "d", size=12)])
 
 
+@pytest.mark.slow
 def test_images_without_labels_teach_by_transfer_alone(place, teacher, tmp_path):
     half = drop(tmp_path / "half", count=64, unlabelled=32)
     model, _ = load_model(place.student(teacher=teacher, name="half", drops=[half]))
@@ -301,6 +303,7 @@ def test_a_warm_start_goes_on_from_the_releases_weights(place, teacher):
     assert place.results("release")["warm_start"] is False
 
 
+@pytest.mark.slow
 def test_a_warm_start_is_resumed_to_the_same_bytes(place, teacher, monkeypatch):
     release = place.student(teacher=teacher, name="release-2", drops=place.drops[:1])
     settings = ["student.init_epochs=3", "student.init_lr=0.01"]
@@ -309,6 +312,7 @@ def test_a_warm_start_is_resumed_to_the_same_bytes(place, teacher, monkeypatch):
     assert weights(place.student(*settings, teacher=teacher, name="warm-killed", init=release)) == whole
 
 
+@pytest.mark.slow
 def test_a_release_of_another_architecture_is_no_start(place, teacher, capsys):
     release = place.student(teacher=teacher, name="release-3", drops=place.drops[:1])
     other = ["student.args_for=null", "student.arch_args={layers: [1,1,1,1], channels: [16,8,8,8]}"]
