@@ -45,7 +45,23 @@ NEW = {
     "teacher.trained": ...,  # these two only name stages
     "teacher.fetched": ...,
 }
-RETIRED = ("teacher.bfloat16_on_cpu", "student.bfloat16_on_cpu")  # runtime.precision decides alone
+# Parameters that a stage had, and that do not matter: runtime.precision decides alone; fetching trains nothing.
+RECIPE = (
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "lr",
+    "weight_decay",
+    "scheduler",
+    "warmup_epochs",
+    "clip_grad",
+    "bfloat16_on_cpu",
+)
+RETIRED = {
+    "teacher": ("teacher.bfloat16_on_cpu",),
+    "student": ("student.bfloat16_on_cpu",),
+    "fetch_teacher": ("data.augment.", "runtime.", *(f"teacher.{name}" for name in RECIPE)),
+}
 
 # The stage of the older version that made what a stage makes now; None: its own name. Certificates are of another kind now.
 BEFORE = {
@@ -215,7 +231,7 @@ class Older:
         before = _flat(record.get("params", {}).get("params.yaml", {}))
         return (
             self._edited(record)
-            or _other_params(before, self._as_before(stage, _flat(params)))
+            or _other_params(before, self._as_before(stage, _flat(params)), RETIRED.get(kind, ()))
             or _other_data({dep["path"]: dep["md5"] for dep in record["deps"]}, data)
         )
 
@@ -323,7 +339,7 @@ def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return found
 
 
-def _other_params(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+def _other_params(before: Mapping[str, Any], now: Mapping[str, Any], retired: tuple[str, ...]) -> str | None:
     for name, value in now.items():
         if name in before and before[name] != value:
             return f"{name} is {value}, and it ran with {before[name]}"
@@ -331,7 +347,7 @@ def _other_params(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | No
             return f"{name} is {value}, and there was no such parameter"
         if name not in before and name not in NEW:
             return f"{name} is {value}, and it ran without"
-    gone = [name for name in before if name not in now and name not in RETIRED]
+    gone = [name for name in before if name not in now and not name.startswith(retired)]
     return f"it ran with {gone[0]} {before[gone[0]]}, which there is not any more" if gone else None
 
 
