@@ -1,9 +1,14 @@
 """`crt show`: the results of the last run, side by side; `crt experiments`: those of all experiments."""
 
+import io
+import re
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 
 from crt.project import Project
+from crt.project.choice import dotted, leaves
+from crt.project.takeover import NAMES
 from crt.report import formats
 from crt.report.load import Results, load_results
 
@@ -25,10 +30,44 @@ def show(project: Project) -> None:
         print(f"params.yaml differs from conf/: {said} (`crt compose` makes them agree)", file=sys.stderr)
 
 
-def experiments(project: Project, arguments: list[str]) -> None:
-    """Print the experiments on the last commit: metrics, and the parameters in which they differ."""
-    command = [sys.executable, "-m", "dvc", "exp", "show", "--only-changed", *arguments]
-    subprocess.run(command, cwd=project.root, check=False)
+def experiments(project: Project, arguments: Sequence[str]) -> None:
+    """Print DVC's table of the experiments on the last commit: metrics, and the parameters that were chosen differently.
+
+    What only follows from the chosen option, such as a student's learning rate, is left out.
+
+    Args:
+        project: The repository.
+        arguments: Further ones for `dvc exp show`.
+    """
+    import pandas as pd
+
+    shown = ["exp", "show", "--only-changed"]
+    text = project.dvc(*shown, "--csv")
+    table: dict[str, list[str]] = pd.read_csv(io.StringIO(text), dtype=str).fillna("").to_dict("list")
+    drop = [part for column in _following(project, table) for part in ("--drop", f"{re.escape(column)}$")]
+    subprocess.run([sys.executable, "-m", "dvc", *shown, *drop, *arguments], cwd=project.root, check=False)
+
+
+def _following(project: Project, table: dict[str, list[str]]) -> Iterator[str]:
+    """The columns of parameters that in each row are those of the option that the row names."""
+    for group in ("teacher", "student", "method"):
+        name = dotted(NAMES[group])
+        if name not in table:
+            continue
+        options = {}
+        for option in set(table[name]) & set(project.conf.options(group)):
+            choice = project.choice
+            project.conf.forget(choice, group, project.conf.options(group))
+            choice.options[group] = option
+            values = project.conf.compose(choice).values
+            options[option] = {
+                dotted(path): "" if value is None else str(value) for path, value in leaves(values)
+            }
+        for column in table:
+            if column.startswith(f"{group}.") and column != name:
+                rows = zip(table[name], table[column], strict=True)
+                if all(options.get(option, {}).get(column, "") == value for option, value in rows):
+                    yield column
 
 
 def table(results: Results) -> str:
