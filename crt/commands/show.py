@@ -5,6 +5,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
 
 from crt.project import Project
 from crt.project.choice import dotted, leaves
@@ -33,7 +36,7 @@ def show(project: Project) -> None:
 def experiments(project: Project, arguments: Sequence[str]) -> None:
     """Print DVC's table of the experiments on the last commit: metrics, and the parameters that were chosen differently.
 
-    What only follows from the chosen option, such as a student's learning rate, is left out.
+    What only follows from the chosen option, such as a student's learning rate, is left out, and so are hashes.
 
     Args:
         project: The repository.
@@ -43,12 +46,13 @@ def experiments(project: Project, arguments: Sequence[str]) -> None:
 
     shown = ["exp", "show", "--only-changed"]
     text = project.dvc(*shown, "--csv")
-    table: dict[str, list[str]] = pd.read_csv(io.StringIO(text), dtype=str).fillna("").to_dict("list")
-    drop = [part for column in _following(project, table) for part in ("--drop", f"{re.escape(column)}$")]
+    table: dict[Any, list[str]] = pd.read_csv(io.StringIO(text), dtype=str).fillna("").to_dict("list")
+    left_out = [*_following(project, table), *_hashes(project, table)]
+    drop = [part for column in left_out for part in ("--drop", f"{re.escape(column)}$")]
     subprocess.run([sys.executable, "-m", "dvc", *shown, *drop, *arguments], cwd=project.root, check=False)
 
 
-def _following(project: Project, table: dict[str, list[str]]) -> Iterator[str]:
+def _following(project: Project, table: dict[Any, list[str]]) -> Iterator[str]:
     """The columns of parameters that in each row are those of the option that the row names."""
     for group in ("teacher", "student", "method"):
         name = dotted(NAMES[group])
@@ -68,6 +72,14 @@ def _following(project: Project, table: dict[str, list[str]]) -> Iterator[str]:
                 rows = zip(table[name], table[column], strict=True)
                 if all(options.get(option, {}).get(column, "") == value for option, value in rows):
                     yield column
+
+
+def _hashes(project: Project, table: dict[Any, list[str]]) -> list[str]:
+    """The columns of stages' dependencies."""
+    lock = project.root / "dvc.lock"
+    record = yaml.safe_load(lock.read_text(encoding="utf-8")) if lock.exists() else {}
+    paths = {dep["path"] for stage in record.get("stages", {}).values() for dep in stage.get("deps", [])}
+    return [column for column in table if column in paths]
 
 
 def table(results: Results) -> str:

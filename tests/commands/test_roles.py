@@ -187,6 +187,7 @@ def test_experiments_fit_the_screen(quick, capfd):
     assert header.split() == [
         "Experiment",
         "Created",
+        "teacher_acr",
         *list(METRICS["results/certify/student.json"]),
         "student.lr",
         "student.key",
