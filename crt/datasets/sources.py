@@ -26,7 +26,7 @@ TEST_SHARE = 5  # one image in five is for the test
 
 @dataclass(frozen=True)
 class DataSet:
-    """What was written; becomes conf/dataset.yaml.
+    """What was written; becomes the data: part of conf/choice.yaml.
 
     `left_out`: training images that the test set has too. `skipped`: image files that cannot be read. `ignored`: files
     that are no images.
