@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from crt.commands.tables import as_text
 from crt.errors import UserError
 from crt.project import Project
 from crt.project.choice import get
@@ -102,7 +103,7 @@ def table(chosen: dict[str, Experiment | None], others: Sequence[Experiment]) ->
         )
     frame = pd.DataFrame(rows, index=list(chosen)).fillna(formats.MISSING)
     frame["cost"] = frame.pop("cost")  # the last, whoever came first
-    return frame.rename_axis(columns="student").to_string()
+    return as_text(frame.rename_axis(columns="student"))
 
 
 def _params(project: Project, student: str, overrides: Sequence[str]) -> dict[str, Any]:

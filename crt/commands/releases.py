@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from crt.commands.tables import as_text
 from crt.errors import UserError
 from crt.project import Project
 from crt.project.releases import Release, list_releases
@@ -38,7 +39,7 @@ def show_releases(project: Project, *, json_lines: bool = False) -> None:
         for row in rows
     )
     table.index = pd.Index(["*" if baseline and row["ref"] == baseline.ref else "" for row in rows])
-    print(table.to_string())
+    print(as_text(table))
 
 
 def _row(project: Project, release: Release) -> dict[str, Any]:

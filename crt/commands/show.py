@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from crt.commands.tables import as_text
 from crt.project import Project
 from crt.project.choice import dotted, leaves
 from crt.project.takeover import NAMES
@@ -99,4 +100,4 @@ def table(results: Results) -> str:
     rows["abstained"] = [formats.percent(role.metrics["abstention_rate"]) for role in roles]
     rows["training"] = [formats.duration(role.times.get("seconds")) for role in roles]
     rows["parameters"] = [formats.count(role.training.get("parameters")) for role in roles]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=[role.name for role in roles]).to_string()
+    return as_text(pd.DataFrame.from_dict(rows, orient="index", columns=[role.name for role in roles]))

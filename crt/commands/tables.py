@@ -1,0 +1,12 @@
+"""Tables on the terminal."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def as_text(table: "pd.DataFrame") -> str:
+    """A table of strings with two spaces between its columns; the names of the rows stand left, all else right."""
+    widths = [1 + max(map(len, [column, *table[column]])) for column in table]
+    return table.to_string(col_space=widths)
