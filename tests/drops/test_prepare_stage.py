@@ -102,6 +102,7 @@ def test_the_validation_images_of_all_drops_are_certified_on_request(project):
         table = pd.read_csv(project / "certificates" / "student.tsv", sep="\t")
         facts = json.loads((project / "certificates" / "student.json").read_text())
         assert table.idx.tolist() == list(range(0, images, 2))
+        assert facts["split"] == name
     assert table.name.tolist() == split.names[::2]
     assert table.label.tolist() == split.labels[::2].tolist()
     assert {name.split("/")[0] for name in table.name} == {"a", "b"}

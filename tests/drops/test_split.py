@@ -93,5 +93,5 @@ def test_the_sides_are_the_same_everywhere():
     rings, waves = ((x - 9) ** 2 + 2 * (y - 25) ** 2) % 256, (x * x * y + 7 * x) // 9 % 256
     assert content_key(rings.astype(np.uint8)[..., None]).hex() == "5f56"
     assert content_key(waves.astype(np.uint8)[..., None]).hex() == "0031"
-    assert [seed for seed in range(40) if in_validation(pixels(seed, 8, 8, 1), 0.1)] == [15, 28, 33, 39]
-    assert [seed for seed in range(40) if in_validation(pixels(seed, 32, 32, 3), 0.1)] == [26]
+    assert [seed for seed in range(40) if in_validation(pixels(seed, 8, 8, 1), 0.1)] == [7, 11, 38]
+    assert [seed for seed in range(40) if in_validation(pixels(seed, 32, 32, 3), 0.1)] == [24, 26, 36]
