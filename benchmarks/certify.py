@@ -4,7 +4,7 @@
     python benchmarks/certify.py adaptive --model models/student --images prepared/test --count 500
     python benchmarks/certify.py precisions --model models/student --images prepared/test
 
-`speed`: forward passes per second of exact certification, beside the loop that the field uses, in one process, by turns;
+`speed`: forward passes per second of exact certification, beside the loop that the field uses, in one process, in alternation;
 ratios are of neighbours in time. The network is an untrained ResNet-20: speed does not depend on weights.
 `adaptive`: both modes on the same images with a trained model. Exact mode draws until its answers at the radii are sure, not
 to the end, which takes a day on a CPU; a run that was interrupted goes on where it was.

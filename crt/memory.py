@@ -10,7 +10,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt (malloc.h)
 def keep_freed_memory() -> None:
     """Let glibc keep freed blocks of less than 1 GiB for the next step or batch, instead of giving them back to the system.
 
-    Getting them anew costs a page fault for every 4 KiB: 5,000 to 20,000 in a training step of 64 images of 32 pixels, 200,000
+    Getting them back costs a page fault for every 4 KiB: 5,000 to 20,000 in a training step of 64 images of 32 pixels, 200,000
     in a forward pass of 1,000. Settings of the user's own (MALLOC_*_ in the environment) win; other C libraries have no such
     switch and stay as they are.
     """

@@ -29,7 +29,7 @@ def run(stage: Callable[[Config], None]) -> None:
     except UserError as error:
         sys.exit(f"error: {explained(error)}")
     except OSError as error:
-        sys.exit(f"error: {error}: free space or mend the path, then run again; finished work is kept")
+        sys.exit(f"error: {error}: free space or correct the path, then run again; finished work is kept")
     except KeyboardInterrupt:
         sys.exit(
             "interrupted: run again to go on from what is done (training: from its last checkpoint, one every 20 s)"

@@ -61,7 +61,7 @@ def test_a_killed_repro_goes_on_and_ends_with_the_same_bytes(project, tmp_path):
     assert "Running stage 'student'" in done.stdout + done.stderr
     shown = done.stderr.replace("\r", "\n").splitlines()
     first = next(line for line in shown if line.startswith("student:"))
-    assert not first.startswith("student:   0%"), "it began anew"
+    assert not first.startswith("student:   0%"), "it started again"
     for file in ("models/student/model.safetensors", "models/student/model.json"):
         assert (project.root / file).read_bytes() == (through.root / file).read_bytes()
     assert not work.exists()

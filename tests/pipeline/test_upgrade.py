@@ -65,7 +65,7 @@ def flat(values: dict, above: str = "") -> dict:
 def before(tmp_path_factory) -> Path:
     """A folder with the project of 0.1.0, everything pulled; its DVC remote beside it; and this version as a repository.
 
-    That repository goes on from the commit which the project was made from.
+    That repository continues from the commit that the project was made from.
     """
     place = tmp_path_factory.mktemp("upgrade")
     with tarfile.open(HERE / "storage.tar.xz") as tar:

@@ -1,4 +1,4 @@
-"""A teacher that is of no use is refused with the likely cause: normalization, class order, sigma, or none of them."""
+"""A useless teacher is refused with the likely cause: normalization, class order, sigma, or none of them."""
 
 import pytest
 import torch
