@@ -207,7 +207,8 @@ def grey_levels(image: Tensor, place: int) -> Pixels:
             f"image {place} is a {type(image).__name__}: give a torch tensor, float [B, C, H, W]"
         )
     if image.ndim != 3 or not image.is_floating_point():
-        raise UserError(
+        wrong = UserError if image.is_floating_point() else WrongTypeError
+        raise wrong(
             f"image {place} is {image.dtype} {list(image.shape)}: give float images [B, C, H, W], for stored bytes divided by 255"
         )
     levels = image.detach().to("cpu", torch.float64) * LEVELS
