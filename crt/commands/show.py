@@ -37,7 +37,7 @@ def show(project: Project) -> None:
 def experiments(project: Project, arguments: Sequence[str]) -> None:
     """Print DVC's table of the experiments on the last commit: metrics, and the parameters that were chosen differently.
 
-    What only follows from the chosen option, such as a student's learning rate, is left out, and so are hashes.
+    What only follows from the chosen option, such as a student's learning rate, is left out, and so are hashes and times.
 
     Args:
         project: The repository.
@@ -48,7 +48,7 @@ def experiments(project: Project, arguments: Sequence[str]) -> None:
     shown = ["exp", "show", "--only-changed"]
     text = project.dvc(*shown, "--csv")
     table: dict[Any, list[str]] = pd.read_csv(io.StringIO(text), dtype=str).fillna("").to_dict("list")
-    left_out = [*_following(project, table), *_hashes(project, table)]
+    left_out = ["Created", *_following(project, table), *_hashes(project, table)]
     drop = [part for column in left_out for part in ("--drop", f"{re.escape(column)}$")]
     subprocess.run([sys.executable, "-m", "dvc", *shown, *drop, *arguments], cwd=project.root, check=False)
 

@@ -19,7 +19,7 @@ for name in sys.argv[1:]:
         path.mkdir(parents=True, exist_ok=True)
         path = path / ("index.parquet" if "prepared" in name else "model.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = {key: value if isinstance(value, str) else value + seed / 1e5 for key, value in METRICS.get(name, {}).items()}
+    found = {key: value + seed / 1e5 if 'student' in name else value for key, value in METRICS.get(name, {}).items()}
     found["seed"] = seed if "model" in name or "certificates" in name else None
     path.write_text(json.dumps({key: value for key, value in found.items() if value is not None}) + "\\n" if path.suffix == ".json" else f"a,b\\n1,{seed}\\n")
 '''

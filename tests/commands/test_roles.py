@@ -186,8 +186,6 @@ def test_experiments_fit_the_screen(quick, capfd):
     header = next(line for line in lines if "Experiment" in line)
     assert header.split() == [
         "Experiment",
-        "Created",
-        "teacher_acr",
         *list(METRICS["results/certify/student.json"]),
         "student.lr",
         "student.key",
