@@ -25,6 +25,7 @@ keep_freed_memory()
 def run(stage: Callable[[Config], None]) -> None:
     """Run a stage on the validated params.yaml; a user's mistake or a full disk ends in one sentence and status 1."""
     try:
+        _say_difference()
         stage(load())
     except UserError as error:
         sys.exit(f"error: {explained(error)}")
@@ -34,6 +35,19 @@ def run(stage: Callable[[Config], None]) -> None:
         sys.exit(
             "interrupted: run again to go on from what is done (training: from its last checkpoint, one every 20 s)"
         )
+
+
+def _say_difference() -> None:
+    """Name what stands in params.yaml and not in conf/, such as an experiment's choices, once for each change."""
+    if (
+        os.environ.get("RANK", "0") == "0"
+        and Path("conf/choice.yaml").is_file()
+        and Path("dvc.yaml").is_file()
+    ):
+        from crt.project import Project
+
+        if said := Project().new_difference():
+            print(f"params.yaml differs from conf/: {said} (`crt compose` takes it over)", file=sys.stderr)
 
 
 def run_on_all_devices(stage: Callable[[Config], None]) -> None:

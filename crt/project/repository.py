@@ -43,6 +43,7 @@ class Project:
         self.conf = Conf(root / "conf")
         self.params_file = root / "params.yaml"
         self.choice_file = root / "conf" / CHOICE
+        self._scratch = root / ".dvc" / "tmp" / "crt"  # what git and DVC do not see
 
     def dvc(self, *arguments: str, quiet: bool = True) -> str:
         """Run DVC; its standard output. Unless `quiet`, its progress shows on stderr.
@@ -160,7 +161,7 @@ class Project:
 
     @property
     def _memory(self) -> Path:
-        return self.root / ".work" / "written.json"
+        return self._scratch / "written.json"
 
     def read_params(self) -> dict[str, Any]:
         """The content of params.yaml, unchecked.
@@ -212,6 +213,24 @@ class Project:
         found = differences(self.conf.compose().values, self.read_params())
         said = [f"{dotted(path)} is {now} instead of {before}" for path, (before, now) in found.items()]
         return ", ".join(said[:5]) + (f" and {len(said) - 5} more" if len(said) > 5 else "") if said else None
+
+    def new_difference(self) -> str | None:
+        """`difference`, once for each state of conf/ and params.yaml; after that it takes milliseconds.
+
+        What cannot be composed is said too, and is no error: the caller does something else.
+        """
+        digest = hashlib.sha256()
+        for path in (*sorted(self.conf.folder.rglob("*.yaml")), self.params_file):
+            digest.update(path.read_bytes())
+        memory = self._scratch / "compared.txt"
+        if memory.exists() and memory.read_text(encoding="utf-8") == digest.hexdigest():
+            return None
+        try:
+            said = self.difference()
+        except UserError as error:
+            said = str(error)
+        write_text(memory, digest.hexdigest())
+        return said
 
 
 def _digest(path: Path) -> str | None:

@@ -317,3 +317,18 @@ def test_after_a_merge_conf_decides(clone):
     take_over(Project(clone))
     assert load(clone / "params.yaml").student.lr == 0.05
     assert chosen(clone) == {"override /student": "regnet"}
+
+
+def test_a_stage_names_the_difference_once(clone):
+    assert Project(clone).new_difference() is None
+    exp_run(clone, "sigma=0.5", "student=convnext")
+    said = Project(clone).new_difference()
+    assert "student.key is convnext instead of resnet" in said or said.endswith(" more")
+    assert Project(clone).new_difference() is None
+    take_over(Project(clone))
+    assert Project(clone).new_difference() is None
+    exp_run(clone, "sigma=1.0")
+    assert Project(clone).new_difference() == "sigma is 1.0 instead of 0.5"
+    (clone / "conf/choice.yaml").write_text("a: [1,\n")
+    assert "cannot be read" in Project(clone).new_difference()
+    assert Project(clone).new_difference() is None

@@ -15,8 +15,10 @@ import crt.project.repository as repository
 from crt.commands.compose import compose
 from crt.commands.ingest import drop_data, ingest
 from crt.config import load
+from crt.drops.prepare import prepare_drop
 from crt.errors import UserError
 from crt.project import Project
+from crt.spec import ImageSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # DVC's own
 
@@ -150,8 +152,8 @@ def other_size(source):
     delivery(source, size=9)
 
 
-def test_image(source):
-    with np.load(source.parent / "repo" / "data" / "test" / "digits.npz") as arrays:
+def test_image(source, repo=None):
+    with np.load((repo or source.parent / "repo") / "data" / "test" / "digits.npz") as arrays:
         Image.fromarray(arrays["images"][5]).save(source / "7" / "known.bmp")
 
 
@@ -323,6 +325,25 @@ def test_drop_data_removes_every_trace(repo):
     assert run(repo, "dvc", "status", "-q", "data.dvc") == ""
 
 
+def test_the_prepared_test_set_is_read_and_not_decoded_again(repo, tmp_path, monkeypatch):
+    """While DVC says that it is that of the present data, code and parameters."""
+    prepare_drop(repo / "data/test", repo / "prepared/test", spec=ImageSpec.numbered(10, 8, 1))
+    decoded = []
+    raw_hashes = command.raw_hashes
+    monkeypatch.setattr(command, "raw_hashes", lambda *a, **k: decoded.append(a) or raw_hashes(*a, **k))
+    real = Project.dvc
+    for status in ("{}", '{"prepare_test": [{"changed deps": {"data/test": "modified"}}]}'):
+        said = lambda self, *a, _status=status, **k: _status if a[0] == "status" else real(self, *a, **k)  # noqa: E731
+        monkeypatch.setattr(Project, "dvc", said)
+        source = delivery(tmp_path / f"in{len(decoded)}{status == '{}'}")
+        test_image(source, repo)
+        with pytest.raises(
+            UserError, match=r"also stand in the test set: 7/known.bmp \(test image digits.npz#5\)"
+        ):
+            ingest(Project(repo), source, "2025-04")
+        assert len(decoded) == (status != "{}")
+
+
 def test_a_single_file_is_named_as_it_was_given(repo, no_dvc, tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8), np.uint8), labels=[0, 10])
     with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path))}/a\.npz: 1 of 2 labels"):
@@ -411,9 +432,6 @@ def test_links_of_dvcs_cache_work(repo, tmp_path):
 def test_a_delivery_is_compared_with_the_drops_before_it(repo, tmp_path, capsys):
     """Drift of classes, pixels and the release's confidence, and copies of what is there already."""
     from model_folders import write_model
-
-    from crt.drops.prepare import prepare_drop
-    from crt.spec import ImageSpec
 
     prepare_drop(
         repo / "data/train/2025-01",
