@@ -152,8 +152,8 @@ def other_size(source):
     delivery(source, size=9)
 
 
-def test_image(source, repo=None):
-    with np.load((repo or source.parent / "repo") / "data" / "test" / "digits.npz") as arrays:
+def test_image(source):
+    with np.load(source.parent / "repo" / "data" / "test" / "digits.npz") as arrays:
         Image.fromarray(arrays["images"][5]).save(source / "7" / "known.bmp")
 
 
@@ -336,7 +336,7 @@ def test_the_prepared_test_set_is_read_and_not_decoded_again(repo, tmp_path, mon
         said = lambda self, *a, _status=status, **k: _status if a[0] == "status" else real(self, *a, **k)  # noqa: E731
         monkeypatch.setattr(Project, "dvc", said)
         source = delivery(tmp_path / f"in{len(decoded)}{status == '{}'}")
-        test_image(source, repo)
+        test_image(source)
         with pytest.raises(
             UserError, match=r"also stand in the test set: 7/known.bmp \(test image digits.npz#5\)"
         ):
