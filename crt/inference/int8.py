@@ -134,29 +134,54 @@ def calibration_images(shape: torch.Size, sigma: float) -> Tensor:
     return images.sigmoid_() + sigma * torch.randn(images.shape, generator=generator)
 
 
-@torch.no_grad()
 def quantize(folded: nn.Module, shape: torch.Size, sigma: float) -> nn.Module:
     """The network with its convolutions in 8 bits: float32 [B, C, H, W] -> float32 logits, on a CPU.
 
-    folded: from `fold_batchnorm`; shape: [C, H, W] of the images; sigma: of their noise, [0,1] pixel units. ReLUs and sums
-    (shortcuts) that follow a convolution become part of it. Only convolutions next to BatchNorms are found.
+    ReLUs and sums (shortcuts) that follow a convolution become part of it.
+
+    Args:
+        folded: From `fold_batchnorm`. Only convolutions next to BatchNorms are found.
+        shape: [C, H, W] of the images.
+        sigma: Standard deviation of their noise, [0,1] pixel units.
 
     Raises:
-        UserError: there are none, or this machine's torch has no such kernels.
+        UserError: 8 bits do not suit the network, or this machine's torch has no such kernels.
     """
     if not isinstance(folded, fx.GraphModule) or not any(map(is_convolution, folded.modules())):
         raise UserError(
             "precision int8 is for networks of convolutions with BatchNorm, such as ResNets: choose float32 for this one"
         )
+    depthwise = [name for name, module in folded.named_modules() if _is_depthwise(module)]
+    if depthwise:
+        raise UserError(
+            f"precision int8 makes networks with depthwise convolutions, such as {depthwise[0]}, no faster and risks their "
+            "accuracy: choose float32 for this one"
+        )
     if not _kernels_are_there():
         raise UserError(
             "precision int8 needs a build of torch with oneDNN's 8-bit kernels: choose float32 on this machine"
         )
+    return quantize_any(folded, shape, sigma)
+
+
+@torch.no_grad()
+def quantize_any(folded: nn.Module, shape: torch.Size, sigma: float) -> nn.Module:
+    """`quantize` without asking whether 8 bits suit the network; `benchmarks/int8.py` measures whether they do."""
+    assert isinstance(folded, fx.GraphModule)
     skip_identities(folded)
     ranges = _Ranges(folded)
     for images in calibration_images(shape, sigma).split(CALIBRATION_BATCH):
         ranges.run(images)
     return _rewrite(folded, find_fusions(folded, ranges.shapes), ranges)
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    """Whether each channel is convolved alone.
+
+    Around such convolutions the ranges of activations differ by far between channels and images, and reading and writing
+    them takes more time than the products.
+    """
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
 
 
 def _kernels_are_there() -> bool:

@@ -154,6 +154,15 @@ def test_networks_without_batchnorm_are_refused(network: nn.Module) -> None:
         quantize(fold_batchnorm(network), SHAPE, 0.25)
 
 
+@pytest.mark.parametrize("arch", ["mobilenetv3_small_050", "test_efficientnet"])
+def test_networks_of_depthwise_convolutions_are_refused(arch: str) -> None:
+    with pytest.raises(
+        UserError, match=r"depthwise convolutions, such as network\..*: choose float32"
+    ) as error:
+        quantize(fold_batchnorm(make_network(arch).eval()), SHAPE, 0.25)
+    assert "\n" not in str(error.value)
+
+
 def test_torch_without_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with pytest.raises(UserError, match="choose float32 on this machine"):
