@@ -112,7 +112,7 @@ def trained(arch: str, images: Path, work: Path) -> nn.Module:
 
 
 def train(model: nn.Module, images: Path, half: int, whole: int) -> None:
-    model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last).train()
     pixels, labels = read(images / "train", None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=half + whole, pct_start=0.25)
