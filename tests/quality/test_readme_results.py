@@ -68,7 +68,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_digits_table(project):
     rows = readme_rows()
-    assert {"teacher", "resnet", "convnext", "regnet", "swin", "vit"} == set(rows)
+    assert {"teacher", "resnet", "regnet"} <= set(rows)
     found = {}
     for student in [name for name in rows if name != "teacher"]:
         run(project, "crt", "compose", f"student={student}")
