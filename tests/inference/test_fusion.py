@@ -63,10 +63,10 @@ def build(arch: str) -> nn.Module:
     [
         ("cifar_resnet20", 9, 0),
         ("resnet18", 8, 0),
-        ("resnet50", 16, 0),
+        pytest.param("resnet50", 16, 0, marks=pytest.mark.nightly),
         ("regnetx_002", 13, 0),
         # ReLUs that follow the BatchNorm of a concatenation follow no convolution.
-        ("densenet121", 0, 62),
+        pytest.param("densenet121", 0, 62, marks=pytest.mark.slow),
     ],
 )
 @torch.no_grad()

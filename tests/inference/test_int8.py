@@ -85,7 +85,15 @@ def test_the_largest_products_do_not_overflow() -> None:
     assert result.flatten().tolist() == pytest.approx([64 * 9 * 255] * 8)
 
 
-@pytest.mark.parametrize("arch", ["cifar_resnet20", "resnet18", "resnet50", "regnetx_002"])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "cifar_resnet20",
+        "regnetx_002",
+        pytest.param("resnet18", marks=pytest.mark.slow),
+        pytest.param("resnet50", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_network_keeps_its_logits(arch: str) -> None:
     torch.manual_seed(0)
     folded = fold_batchnorm(shaken(make_network(arch)))

@@ -148,6 +148,7 @@ def test_an_unknown_file(hub, tmp_path):
 
 
 def test_a_hub_that_fails_and_one_that_is_not_there(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the pauses between the attempts
     hub.routes[FILE.format(COMMIT)] = refused(500)
     assert "500" in said(tmp_path, f"hf://who/teacher@{COMMIT}/a/model.safetensors")
     hub.routes[FILE.format(COMMIT)] = lambda handler: handler.send(200, b"<html>a proxy's page</html>")

@@ -15,7 +15,7 @@ from crt.project import Project
 from crt.spec import to_unit
 from crt.training.fit import Files, fit, student_job, teacher_job
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly  # over a minute
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ["runtime.device=cpu", "student.epochs=10"]
