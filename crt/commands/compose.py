@@ -92,8 +92,7 @@ def apply(project: Project, experiment: str) -> None:
     Raises:
         UserError: there is no such experiment, or a choice that was never committed would be lost.
     """
-    take_over(project)
-    if project.git("status", "--porcelain", "--", "conf"):
+    if project.git("status", "--porcelain", "--untracked-files=no", "--", "conf"):
         raise UserError(
             "conf/ is not committed, and the experiment's would replace it: `git commit` it, or take it back with "
             "`git checkout conf params.yaml`, then run again"

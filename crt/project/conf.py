@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -54,6 +54,11 @@ class Conf:
             reason = " ".join(str(error).split())
             raise UserError(f"{path} cannot be read ({reason}): restore it with git") from None
         return Choice.parse(raw or None, str(path))
+
+    def with_choice(self, choice: Choice) -> Self:
+        """The same folder with another choice. It is written there: for a copy of conf/."""
+        (self.folder / CHOICE).write_text(choice.text(), encoding="utf-8")
+        return type(self)(self.folder)
 
     def compose(self, choice: Choice | None = None, overrides: Sequence[str] = ()) -> Composed:
         """What it composes to with that choice (None: that of choice.yaml) and overrides in Hydra's grammar.

@@ -6,7 +6,6 @@ DVC is called as a command, so that this package stays light and behaves as a us
 import hashlib
 import io
 import json
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -181,7 +180,7 @@ class Project:
 
     @contextmanager
     def committed_conf(self) -> Iterator[Conf | None]:
-        """conf/ as it is in the last commit, with what commands have chosen since; None: there is none with a choice.yaml."""
+        """conf/ as it is in the last commit; None: there is none with a choice.yaml."""
         try:
             archive = self._git("archive", "--format=tar", "HEAD", "conf")
         except UserError:
@@ -191,10 +190,7 @@ class Project:
             with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
                 tar.extractall(place, filter="data")
             found = Conf(Path(place) / "conf")
-            there = (found.folder / CHOICE).is_file()
-            if there and self.is_ours(self.choice_file):
-                shutil.copyfile(self.choice_file, found.folder / CHOICE)
-            yield found if there else None
+            yield found if (found.folder / CHOICE).is_file() else None
 
     def is_merged(self) -> bool:
         """Whether HEAD is a merge, and params.yaml is as it left it."""

@@ -36,12 +36,12 @@ def take_over(project: Project) -> None:
     choice = project.choice
     if not project.is_ours(project.params_file) and not project.is_merged():
         with project.committed_conf() as committed:
-            merged = _with(choice, _left_over(params, committed, project.conf), project.conf)
-        if said := _Difference(choice, merged):
-            print(f"taken over from params.yaml into conf/choice.yaml: {said}")
-            print("  (`git checkout conf params.yaml` goes back to what was committed)")
-        choice = merged
+            choice = _with(choice, _left_over(project, params, committed), project.conf)
+    said = _Difference(project.choice, choice)
     project.choose(choice)
+    if said:
+        print(f"taken over from params.yaml into conf/choice.yaml: {said}")
+        print("  (`git checkout conf params.yaml` goes back to what was committed)")
     follows = differences(params, project.read_params())
     if follows:
         print(
@@ -75,14 +75,16 @@ class _Difference:
         )
 
 
-def _left_over(params: dict[str, Any], committed: Conf | None, conf: Conf) -> _Difference:
-    """What has to be chosen beside the committed choice, so that the committed conf/ composes to `params`."""
-    if committed is not None:
-        try:
-            committed.compose()
-        except UserError:  # it was committed broken
-            committed = None
-    base = committed or conf
+def _left_over(project: Project, params: dict[str, Any], committed: Conf | None) -> _Difference:
+    """What has to be chosen, so that the committed conf/, with what commands have chosen since, composes to `params`."""
+    base = committed or project.conf
+    try:
+        if base.compose().values == params:
+            return _Difference(base.choice, base.choice)
+    except UserError:  # it was committed broken
+        base = project.conf
+    if base is committed and project.is_ours(project.choice_file):
+        base = base.with_choice(project.choice)
     return _Difference(base.choice, choice_for(params, base))
 
 
@@ -111,11 +113,9 @@ def choice_for(params: dict[str, Any], conf: Conf) -> Choice:
         choice, left = nearest, nearer
     if left:
         raise UserError(
-            f"params.yaml lacks {', '.join(dotted(path) for path in left)}, and a choice cannot take a parameter away: "
-            "`git checkout params.yaml`, then run again"
-            if all(not _is_there(params, path) for path in left)
-            else f"params.yaml cannot be composed from conf/ (at {', '.join(dotted(path) for path in left)}): "
-            "`git checkout params.yaml`, then run again"
+            f"params.yaml {'lacks' if all(not _is_there(params, path) for path in left) else 'has'} "
+            f"{', '.join(map(dotted, left))}, which no choice in conf/ can say: delete params.yaml to follow conf/, "
+            "then run again"
         )
     return choice
 
