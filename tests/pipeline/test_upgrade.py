@@ -7,6 +7,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, Project
@@ -246,6 +247,12 @@ def test_a_teacher_that_is_out_of_date_is_not_taken_over(before, tmp_path, edit)
     again = project.run("crt", "upgrade").stdout.partition("must run:")[2]
     assert re.search(rf"\n  teacher@2025-01 \(took .+\): {re.escape(said)}\n", again)
     assert "teacher@2025-01" in project.planned(check=False)
+    if edit == "parameter":  # it is not too late
+        assert re.search(r"\n  student \(took .+\): it depends on what teacher@2025-01 writes\. ", again)
+        project.run("crt", "compose", "teacher.method.lbd=20.0")
+        said = project.run("crt", "upgrade").stdout
+        assert re.search(r"\n  teacher@2025-01 .*\n  student ", said.partition("must run:")[0])
+        assert sorted(project.planned()) == sorted(MUST_RUN + FOLLOW)
 
 
 @pytest.mark.nightly
@@ -261,6 +268,30 @@ def test_a_drop_that_has_not_been_trained_on(before, tmp_path):
     planned = project.planned()
     assert {"prepare@2025-04", "student"} <= set(planned)
     assert not [name for name in planned if name.startswith(("teacher", "fetch", "prepare_test"))]
+
+
+@pytest.mark.nightly
+def test_another_test_set_that_has_not_been_prepared(before, tmp_path):
+    project = copied(before, tmp_path)
+    (archive,) = (project.root / "data/test").iterdir()
+    with np.load(archive) as arrays:
+        kept = {name: array[:-1] for name, array in arrays.items()}
+    archive.unlink()
+    np.savez_compressed(archive, **kept)
+    project.run("dvc", "add", "-q", "data")
+    project.commit("One test image less, nothing run")
+    merge(project, before, check=False)
+    again = project.run("crt", "upgrade").stdout.partition("must run:")[2]
+    assert "\n  prepare_test: data/test has changed since it ran" in again
+    assert re.search(r"\n  teacher@2025-01 .*: it depends on what prepare@2025-01 writes\. ", again)
+    ran = project.stages_run(
+        "dvc", "repro", "prepare_test", *(name for name in TAKEN if name.startswith("prepare@"))
+    )
+    assert len(ran) == 4
+    taken = project.run("crt", "upgrade").stdout.partition("must run:")[0]
+    assert "\n  teacher@2025-01" in taken
+    assert "\n  student" in taken
+    assert sorted(project.planned()) == sorted(MUST_RUN + FOLLOW)
 
 
 @pytest.mark.nightly
