@@ -188,9 +188,7 @@ def open_store(path: Path) -> Store:
         raise _damaged(path, f"its arrays do not have the {shape[0]} images of meta.json")
     if len(labels) and not -1 <= labels.min() <= labels.max() < len(spec.classes):
         raise _damaged(path, "it has labels of no class")
-    validation = np.array(_read_index(path / "index.parquet", "validation")["validation"], bool)
-    if len(validation) != len(labels):
-        raise _damaged(path, f"its index has {len(validation)} of {len(labels)} images")
+    validation = _read_validation(path / "index.parquet", len(labels))
     return Store(
         path=path,
         images=images,
@@ -210,6 +208,20 @@ def read_hashes(index: Path) -> dict[str, str]:
     """
     found = _read_index(index, "sha256", "name")
     return dict(zip(found["sha256"], found["name"], strict=True))
+
+
+def _read_validation(file: Path, count: int) -> np.ndarray:
+    """bool [count]: which images are set aside; none where the index is older than validation images."""
+    import pyarrow.parquet as pq
+
+    index = _read_index(file, "name")
+    if "validation" not in pq.read_schema(file).names:
+        index["validation"] = [False] * len(index["name"])
+    else:
+        index = _read_index(file, "validation")
+    if len(index["validation"]) != count:
+        raise _damaged(file.parent, f"its index has {len(index['validation'])} of {count} images")
+    return np.array(index["validation"], bool)
 
 
 def _read_index(file: Path, *columns: str) -> dict[str, list[Any]]:

@@ -132,7 +132,6 @@ def test_after_kills_the_same_command_ends_what_was_begun(repo, tmp_path, monkey
     for where, step in (
         (Project, "dvc"),
         (Project, "choose"),
-        (Project, "write_params"),
         (repository, "remove_leftovers"),
     ):
         with monkeypatch.context() as patch:  # each run comes one step further

@@ -65,10 +65,16 @@ def test_an_index_of_other_images(prepared):
         open_store(prepared)
 
 
-def test_an_index_without_a_column(prepared):
+def test_an_index_older_than_validation_images_sets_none_aside(prepared):
     index = pq.read_table(prepared / "index.parquet").drop_columns(["validation"])
     pq.write_table(index, prepared / "index.parquet")
-    with pytest.raises(DamagedFileError, match=r"index.parquet is damaged .*no column validation"):
+    assert open_store(prepared).validation.tolist() == [False] * 6
+
+
+def test_an_index_without_a_column(prepared):
+    index = pq.read_table(prepared / "index.parquet").drop_columns(["name"])
+    pq.write_table(index, prepared / "index.parquet")
+    with pytest.raises(DamagedFileError, match=r"index.parquet is damaged .*no column name"):
         open_store(prepared)
 
 

@@ -35,7 +35,8 @@ def test_one_repro_runs_every_stage_and_leaves_every_result(reproduced):
     assert transfer["agreement"] > 0.4, "two epochs bring the student's answers near the teacher's"
     assert (project.root / "report/index.html").stat().st_size > 10_000
     assert "student" in (project.root / "report/MODEL_CARD.md").read_text().lower()
-    assert not list((project.root / ".work").glob("*")), "resume files of finished stages stay behind"
+    left = [path.name for path in (project.root / ".work").glob("*") if path.name != "certificates"]
+    assert left == [], "resume files of finished stages stay behind"
     assert not list(project.root.glob("**/baseline.*")), "nothing is left of a role that does not exist"
     assert not (project.root / "banks").exists()
     assert project.run("git", "status", "--porcelain").stdout == ""
@@ -184,7 +185,7 @@ def test_one_parameter_makes_two_processes_train(project):
     done = project.run("python", "stages/student.py")
     assert done.stderr.count("epoch 2/2") == 1, "one progress bar"
     assert model.read_bytes() != before, "each process has noise of its own"
-    assert not list((project.root / ".work").glob("*"))
+    assert [path.name for path in (project.root / ".work").glob("*")] in ([], ["certificates"])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from torch import nn
 
 from crt.devices import has_bfloat16_units
 from crt.models.build import build_model
+from crt.spec import ImageSpec
 from crt.training import numerics
 from crt.training.numerics import choose_precision, count_work, start_fabric
 
@@ -22,7 +23,9 @@ SHAPE = (3, 32, 32)
 
 
 def network(arch: str, arch_args: dict, channels: int, size: int) -> nn.Module:
-    return build_model(arch, arch_args, 10, channels, size, [0.5] * channels, [0.25] * channels)
+    return build_model(
+        arch, ImageSpec.numbered(10, size, channels), arch_args, [0.5] * channels, [0.25] * channels
+    )
 
 
 def test_operations_and_outputs_are_counted():
