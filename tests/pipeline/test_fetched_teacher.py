@@ -246,6 +246,6 @@ def test_a_published_checkpoint_becomes_the_teacher(prepared, checkpoint, tmp_pa
     )
     project.commit("a teacher")
     project.run("git", "tag", "-a", "robust-teacher@v1.0.0", "-m", "release")
-    fetch("teacher.ref=registry:robust-teacher@v1.0.0")
+    fetch("teacher.ref=registry:robust-teacher@v1.0.0", "teacher.sha256=null")  # choices stay
     assert load_info(outputs[0]).source["ref"] == "registry:robust-teacher@v1.0.0"
     assert json.loads(outputs[1].read_text())["noisy_accuracy"] == results["noisy_accuracy"]

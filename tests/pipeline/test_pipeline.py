@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-LARGEST_RADIUS = (
-    0.25 * 1.4985
-)  # sigma times the quantile of 0.001 ** (1 / 100), what 100 draws certify at most
+# What 100 draws that all agree certify at sigma 0.25 and alpha 0.001.
+LARGEST_RADIUS = 0.25 * NormalDist().inv_cdf(0.001 ** (1 / 100))
 
 PREPARE = ["prepare@2025-01", "prepare@2025-02", "prepare@2025-03"]
 BANKS = ["bank@2025-01", "bank@2025-02", "bank@2025-03"]
