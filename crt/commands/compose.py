@@ -18,7 +18,7 @@ def compose(project: Project, overrides: Sequence[str] = (), *, reset: bool = Fa
         reset: Take back all choices first, except what lies in data/ and what is pinned.
 
     Raises:
-        UserError: an option or key that does not exist, a value that does not fit, or a parameter that shall be taken
+        UserError: an option or key that does not exist, a value that does not fit, or a parameter that is to be taken
             away though it was not chosen.
     """
     take_over(project)

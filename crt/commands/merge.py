@@ -123,7 +123,7 @@ def _merged_record(base: Path, ours: Path, theirs: Path, root: Path) -> str:
 
     Raises:
         ConflictError: a file, or a setting, was changed by both.
-        UserError: a side's list of files cannot be got.
+        UserError: a side's list of files cannot be read.
     """
     from dvc.dvcfile import load_file
     from dvc.exceptions import MergeError

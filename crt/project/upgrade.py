@@ -189,7 +189,7 @@ def _take_over(project: Project, older: Older, done: Upgraded) -> None:
     lock = project.root / "dvc.lock"
     records = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if lock.exists() else {}
     taken = []
-    anew: dict[str, str] = {}  # outputs that must be made again, and the stage that makes them
+    remade: dict[str, str] = {}  # outputs that must be made again, and the stage that makes them
     keep = set()  # what DVC caches is kept until the stage runs
     with Repo(str(project.root)) as repo:
         for stage in repo.index.stages:  # in the order of dvc.yaml: a stage's dependencies come before it
@@ -197,13 +197,13 @@ def _take_over(project: Project, older: Older, done: Upgraded) -> None:
                 continue
             reason = None
             if stage.name not in records:
-                reason = older.objection(stage.name, _params(stage), _data(stage)) or _waits(stage, anew)
+                reason = older.objection(stage.name, _params(stage), _data(stage)) or _waits(stage, remade)
                 if reason is None:
                     _bring_outputs(project, older, stage)
                     taken.append(stage)
                 else:
                     done.again.append((stage.name, reason, older.seconds(stage.name)))
-                    anew |= {out.def_path: stage.name for out in stage.outs}
+                    remade |= {out.def_path: stage.name for out in stage.outs}
             keep |= {out.def_path for out in stage.outs if reason is None or out.use_cache}
         # All were compared with what was made before; only now are they brought to their present form.
         for stage in taken:
@@ -226,10 +226,10 @@ def _commit(project: Project, stages: list[str]) -> None:
     project.dvc("commit", "--force", *stages)
 
 
-def _waits(stage: Any, anew: dict[str, str]) -> str | None:
+def _waits(stage: Any, remade: dict[str, str]) -> str | None:
     """Which stage has to run before it is known whether a stage's outputs can be taken over, in words."""
     for dep in stage.deps:
-        for path, maker in anew.items():
+        for path, maker in remade.items():
             if f"{path}/".startswith(f"{dep.def_path}/") or dep.def_path.startswith(f"{path}/"):
                 return (
                     f"it depends on what {maker} writes. To take it over if that stays the same: "
