@@ -47,8 +47,8 @@ def compose(
 ) -> None:
     """Choose options and values: write conf/choice.yaml, and params.yaml from conf/.
 
-    Without arguments it writes params.yaml after you edited conf/. What `dvc exp run -S ...` or `dvc exp apply` put into
-    params.yaml is kept as a choice.
+    Without arguments it writes params.yaml after you edited conf/. What `dvc exp run -S ...` or `dvc exp
+    apply` put into params.yaml is kept as a choice.
     """
     from crt.commands.compose import compose as run
 
@@ -241,7 +241,7 @@ def upgrade(root: Root = Path()) -> None:
 
 @app.command("merge-driver", hidden=True)
 def merge_driver(base: Path, ours: Path, theirs: Path, name: str) -> None:
-    """Merge a file that two people change when each ingests a drop: called by git (.gitattributes, `make setup`)."""
+    """Merge a file that two people change when each ingests a drop: git calls it (.gitattributes)."""
     from crt.commands.merge import merge_file
 
     if not merge_file(base, ours, theirs, name):

@@ -14,7 +14,7 @@ def compose(project: Project, overrides: Sequence[str] = (), *, reset: bool = Fa
 
     Args:
         project: The repository.
-        overrides: Hydra's: `student=convnext` chooses an option, `sigma=0.5` a value, `~sigma` takes that choice back.
+        overrides: Hydra's: `student=convnext` chooses an option, `sigma=0.5` a value, `~sigma` takes it back.
         reset: Take back all choices first, except what lies in data/ and what is pinned.
 
     Raises:

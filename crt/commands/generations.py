@@ -1,7 +1,7 @@
-"""`crt generations`: one student after the other from the same teacher, as DVC experiments, and one table of them.
+"""`crt generations`: several students of the same teacher, as DVC experiments, and one table of them.
 
-Each runs in a folder of its own (`dvc exp run --temp`), so that the workspace stays as it is. What is there already, with the
-same parameters, is not run again: after a kill or a failure the same command goes on.
+Each runs in a folder of its own (`dvc exp run --temp`), so that the workspace stays as it is. What is there
+already, with the same parameters, is not run again: after a kill or a failure the same command goes on.
 """
 
 import json
@@ -42,8 +42,8 @@ def generations(project: Project, students: Sequence[str], overrides: Sequence[s
         overrides: Hydra's, for all students alike.
 
     Raises:
-        UserError: An override chooses a student, an option does not exist or does not fit, or a student failed
-            (after all others have run).
+        UserError: An override chooses a student, an option does not exist or does not fit, or a student
+            failed (after all others have run).
     """
     take_over(project)
     students = list(students) or [name for name in project.conf.options("student") if name != "timm"]
@@ -72,8 +72,8 @@ def generations(project: Project, students: Sequence[str], overrides: Sequence[s
 def table(chosen: dict[str, Experiment | None], others: Sequence[Experiment]) -> str:
     """One row per student; what is not known is a dash.
 
-    `cost` is the student's training time over that of direct training of the same network, where an experiment among
-    `others` trained it so (`-S method=consistency`).
+    `cost` is the student's training time over that of direct training of the same network, where an
+    experiment among `others` trained it so (`-S method=consistency`).
     """
     import pandas as pd
 

@@ -35,32 +35,16 @@ def get_data(
     Args:
         project: The repository.
         source: `digits`, `cifar10`, `fashion_mnist` or `folder:PATH`.
-        origin: Files already on disk, instead of a download: CIFAR-10's archive or its folder, the folder with
-            Fashion-MNIST's IDX files.
-        name: For a folder: what the set is called (default: the folder's name). Where conf/preset/ has settings of
-            that name (imagenet), they are chosen.
+        origin: Files already on disk, instead of a download: CIFAR-10's archive or its folder, the folder
+            with Fashion-MNIST's IDX files.
+        name: For a folder: what the set is called (default: the folder's name). Where conf/preset/ has
+            settings of that name (imagenet), they are chosen.
         image_size: For a folder: what images are scaled to, pixels.
 
     Raises:
         UserError: An unknown or damaged source, or data/ holds what DVC does not have.
     """
-    kind = "folder" if source.startswith(_FOLDER) else source
-    if kind not in ("digits", "cifar10", "fashion_mnist", "folder"):
-        raise UserError(
-            f"{source!r} is no known data set: choose digits, cifar10, fashion_mnist or folder:PATH"
-        )
-    if origin is not None and kind in ("digits", "folder"):
-        raise UserError(f"--from does not belong to {source!r}: it names CIFAR-10's or Fashion-MNIST's files")
-    if kind != "folder" and (name or image_size):
-        raise UserError(f"a name and an image size can be given to folder:PATH only, not to {source!r}")
-    if source == _FOLDER:
-        raise UserError("folder: names no folder: write folder:PATH")
-    root = project.root
-    if kind == "folder" and (root / "data").resolve() in [
-        (path := Path(source.removeprefix(_FOLDER)).resolve()),
-        *path.parents,
-    ]:
-        raise UserError(f"{source!r} lies in data/, which is to be replaced: move it elsewhere first")
+    root, kind = project.root, _kind(project, source, origin is not None, bool(name or image_size))
     preset = name if kind == "folder" and name in project.conf.options("preset") else kind
 
     take_over(project)
@@ -87,6 +71,27 @@ def get_data(
     project.choose(choice)
     _report(found)
     show_next(project)
+
+
+def _kind(project: Project, source: str, from_disk: bool, named: bool) -> str:
+    """The kind of data set that `source` names, if all that was asked goes together."""
+    kind = "folder" if source.startswith(_FOLDER) else source
+    if kind not in ("digits", "cifar10", "fashion_mnist", "folder"):
+        raise UserError(
+            f"{source!r} is no known data set: choose digits, cifar10, fashion_mnist or folder:PATH"
+        )
+    if from_disk and kind in ("digits", "folder"):
+        raise UserError(f"--from does not belong to {source!r}: it names CIFAR-10's or Fashion-MNIST's files")
+    if kind != "folder" and named:
+        raise UserError(f"a name and an image size can be given to folder:PATH only, not to {source!r}")
+    if source == _FOLDER:
+        raise UserError("folder: names no folder: write folder:PATH")
+    if kind == "folder" and (project.root / "data").resolve() in [
+        (path := Path(source.removeprefix(_FOLDER)).resolve()),
+        *path.parents,
+    ]:
+        raise UserError(f"{source!r} lies in data/, which is to be replaced: move it elsewhere first")
+    return kind
 
 
 def _for_preset(project: Project, preset: str) -> Choice:

@@ -32,7 +32,7 @@ def ingest(project: Project, source: Path, drop: str) -> None:
 
     Args:
         project: The repository.
-        source: A folder as `crt.drops.layout` describes it, one .npz, or a zip or tar archive of such a folder.
+        source: A folder as `crt.drops.layout` describes it, an .npz, or a zip or tar archive of such a folder.
         drop: The new drop's name.
 
     Raises:
@@ -180,7 +180,7 @@ def _check(
 
 
 def _prepared_hashes(project: Project) -> dict[str, str] | None:
-    """Those of the prepared test set; None: it is not there, or not that of the present data, code and parameters."""
+    """Those of the prepared test set; None: it is missing or out of date."""
     index = project.root / "prepared" / "test" / "index.parquet"
     if not index.exists() or json.loads(project.dvc("status", "--json", "prepare_test")):
         return None

@@ -1,8 +1,8 @@
 """`crt merge-driver`: git's merge of the files that two people change when each ingests a drop and retrains.
 
-Choices and parameters are merged value by value and lists of drops are united; data.dvc's tree is merged by DVC. Of dvc.lock
-and results only what both sides made alike stays: `dvc repro` makes the rest. .gitattributes names the files, `make setup` tells
-git the command.
+Choices and parameters are merged value by value and lists of drops are united; data.dvc's tree is merged by
+DVC. Of dvc.lock and results only what both sides made alike stays: `dvc repro` makes the rest. .gitattributes
+names the files, `make setup` tells git the command.
 """
 
 import subprocess
@@ -119,7 +119,7 @@ def _merged_params(base: Path, ours: Path, theirs: Path) -> str:
 
 
 def _merged_record(base: Path, ours: Path, theirs: Path, root: Path) -> str:
-    """data.dvc whose folder has what either side added and lacks what either removed, as `dvc git-hook merge-driver` merges it.
+    """data.dvc whose folder has what either side added and lacks what either removed, by DVC's own merge.
 
     Raises:
         ConflictError: a file, or a setting, was changed by both.
@@ -163,7 +163,8 @@ def _fetch(repo: Any, digest: str, remotes: list[str | None]) -> None:
             return
         try:
             repo.cloud.pull({HashInfo("md5", digest)}, remote=remote)
-        except Exception:  # noqa: S112 - each storage raises its own library's errors; the next remote may have it
+        # Each storage raises its own library's errors; the next remote may have it.
+        except Exception:  # noqa: S112
             continue
     if not repo.cache.local.exists(digest):
         raise UserError(

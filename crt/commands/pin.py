@@ -38,7 +38,7 @@ def set_pins(choice: Choice, ref: str | None) -> None:
 
 
 def pin_newest(project: Project, choice: Choice) -> Release | None:
-    """Choose the newest release, where one of this repository's releases or none is pinned; the release, if that changes anything."""
+    """Choose the newest release, unless a reference from elsewhere is pinned; None: that changes nothing."""
     refs = {get(choice.values, ("pinned", role, "ref")) for role in ("init", "baseline")}
     current = get(choice.values, ("pinned", "baseline", "ref"))
     if not (project.root / ".git").exists() or (current is not None and not current.startswith(OWN)):

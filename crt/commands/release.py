@@ -22,8 +22,8 @@ OURS = ("conf", "crt", "results", "stages")  # where files that git does not kno
 def release(project: Project, bump: Literal["major", "minor", "patch"] = "minor") -> None:
     """Tag HEAD as the next version of the student.
 
-    Everything must be committed and up to date, so that the tag names what was certified; the data goes to the default
-    remote first, so that whoever sees the tag can get the model.
+    Everything must be committed and up to date, so that the tag names what was certified; the data goes to
+    the default remote first, so that whoever sees the tag can get the model.
 
     Raises:
         UserError: something is not committed or not up to date, the gate has not passed, the student is a release

@@ -11,7 +11,7 @@ from crt.report import formats
 
 
 def show_releases(project: Project, *, json_lines: bool = False) -> None:
-    """Print one line per release: version, day, commit, architecture, drops, metrics, verdict; `*` marks the pinned one."""
+    """Print one line per release: version, day, origin, metrics and verdict; `*` marks the pinned one."""
     releases = list_releases(project)
     if not releases and not json_lines:
         print("no release yet: `crt release` makes one of the student in models/")

@@ -35,9 +35,10 @@ def show(project: Project) -> None:
 
 
 def experiments(project: Project, arguments: Sequence[str]) -> None:
-    """Print DVC's table of the experiments on the last commit: metrics, and the parameters that were chosen differently.
+    """Print DVC's table of the experiments on the last commit: metrics, and parameters that differ.
 
-    What only follows from the chosen option, such as a student's learning rate, is left out, and so are hashes and times.
+    What only follows from the chosen option, such as a student's learning rate, is left out, and so are
+    hashes and times.
 
     Args:
         project: The repository.

@@ -7,6 +7,6 @@ if TYPE_CHECKING:
 
 
 def as_text(table: "pd.DataFrame") -> str:
-    """A table of strings with two spaces between its columns; the names of the rows stand left, all else right."""
+    """A table of strings, two spaces between columns; the rows' names stand left, all else right."""
     widths = [1 + max(map(len, [column, *table[column]])) for column in table]
     return table.to_string(col_space=widths)

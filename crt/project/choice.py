@@ -79,7 +79,7 @@ class Choice:
         inner[path[-1]] = copy.deepcopy(value)
 
     def drop(self, path: Path, keep: Collection[Path] = ()) -> bool:
-        """Take back what was chosen at or below a path, other than at or below the paths `keep`; whether there was anything."""
+        """Take back what was chosen at or below a path, except at or below `keep`; whether anything was."""
         there = get(self.values, path, None) is not None or path in dict(leaves(self.values))
         kept = [(one, found) for one in keep if (found := get(self.values, one, _ABSENT)) is not _ABSENT]
         _remove(self.values, path)

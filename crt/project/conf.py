@@ -26,7 +26,9 @@ class Composed:
 
 
 class Conf:
-    """A folder of Hydra groups with a config.yaml and a choice.yaml. Only the last is changed while this object lives.
+    """A folder of Hydra groups with a config.yaml and a choice.yaml.
+
+    Only the last is changed while this object lives.
 
     Args:
         folder: conf/, or a copy of it.
@@ -88,8 +90,8 @@ class Conf:
     def forget(self, choice: Choice, group: str, options: Sequence[str | None]) -> None:
         """Drop from `choice` what was chosen for one of a group's options, because another is chosen.
 
-        These are the values below the group's name. Where an option's settings lie elsewhere (a preset's, a network's), they
-        are what one of these options sets, and the options that it selects.
+        These are the values below the group's name. Where an option's settings lie elsewhere (a preset's, a
+        network's), they are what one of these options sets, and the options that it selects.
         """
         name, _, package = group.partition("@")
         for option in options:

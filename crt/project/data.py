@@ -13,7 +13,7 @@ SAMPLE_REMOTE = "sample"  # lies in the repository and holds the digits only
 
 
 def unrecorded_files(project: Project) -> list[str]:
-    """Files under data/ that are not, as they are, in DVC's cache under data.dvc: replacing data/ would lose them."""
+    """Files under data/ that DVC's cache does not have as they are: replacing data/ would lose them."""
     root = project.root
     files = [path for path in (root / "data").rglob("*") if path.is_file()]
     if not files:

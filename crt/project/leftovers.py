@@ -1,7 +1,7 @@
 """Files of stages that no longer exist: of a drop that was removed, of a release that is not pinned.
 
-DVC leaves them, and their records in dvc.lock, when a stage goes away. They would count as part of the folders that other
-stages depend on.
+DVC leaves them, and their records in dvc.lock, when a stage goes away. They would count as part of the
+folders that other stages depend on.
 """
 
 import re
@@ -41,7 +41,7 @@ def remove_leftovers(root: Path, params: dict[str, Any]) -> None:
 
 
 def _remove_records(root: Path, params: dict[str, Any], gone: list[Path]) -> None:
-    """Take stages that no longer exist out of dvc.lock, and add their outputs, which no other stage writes, to `gone`."""
+    """Take stages that no longer exist out of dvc.lock, and add the outputs that only they write to `gone`."""
     lock = root / "dvc.lock"
     if not lock.exists():
         return

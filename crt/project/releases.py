@@ -1,7 +1,7 @@
 """Releases: the versions of the artifact `student` that are registered as GTO tags.
 
-A release is one annotated tag, `student@v1.2.0`, on the commit whose dvc.lock names its weights. The tag's message holds the
-facts as JSON; metrics and parameters are the files of that commit.
+A release is one annotated tag, `student@v1.2.0`, on the commit whose dvc.lock names its weights. The tag's
+message holds the facts as JSON; metrics and parameters are the files of that commit.
 """
 
 import json

@@ -120,7 +120,7 @@ class Project:
     def composed(
         self, overrides: Sequence[str] = (), choice: Choice | None = None
     ) -> tuple[Composed, Config]:
-        """What conf/ composes to with overrides in Hydra's grammar and that choice (None: the present one), checked.
+        """What conf/ composes to with Hydra's overrides and that choice (None: the present one), checked.
 
         Raises:
             UserError: an option or key that does not exist, or a value that does not fit the schema.
@@ -136,7 +136,8 @@ class Project:
     def choose(self, choice: Choice) -> Config:
         """Write conf/choice.yaml and params.yaml, and remove what stages left that no longer exist.
 
-        Both are written only when everything fits. After a kill between the two, the next command composes params.yaml.
+        Both are written only when everything fits. After a kill between the two, the next command composes
+        params.yaml.
 
         Raises:
             UserError: see `composed`.

@@ -1,7 +1,8 @@
-"""Take over into conf/choice.yaml what `dvc exp run -S ...`, `dvc exp apply` or a person put into params.yaml alone.
+"""Take over into conf/choice.yaml what an experiment (or a person) put into params.yaml alone.
 
-What was put there is the difference between params.yaml and what conf/ composes to *at the last commit*: an edit of conf/ since
-then is no such difference, and stays. It is written as options and values, and proved by composing them again.
+What was put there is the difference between params.yaml and what conf/ composes to *at the last commit*: an
+edit of conf/ since then is no such difference, and stays. It is written as options and values, and proved by
+composing them again.
 """
 
 from typing import Any
@@ -25,7 +26,8 @@ def take_over(project: Project) -> None:
     """Make params.yaml and conf/ agree, and print what was changed for it.
 
     Raises:
-        UserError: conf/ does not compose, params.yaml holds what no choice can say, or both were changed in different ways.
+        UserError: conf/ does not compose, params.yaml holds what no choice can say, or both were changed in
+            different ways.
     """
     if not project.params_file.exists():
         project.choose(project.choice)
@@ -76,7 +78,7 @@ class _Difference:
 
 
 def _left_over(project: Project, params: dict[str, Any], committed: Conf | None) -> _Difference:
-    """What has to be chosen, so that the committed conf/, with what commands have chosen since, composes to `params`."""
+    """What has to be chosen, so that the committed conf/ and what was chosen since compose to `params`."""
     base = committed or project.conf
     try:
         if base.compose().values == params:
