@@ -5,9 +5,7 @@ roles that were not pinned, too, and training's seconds stood among its results.
 """
 
 import copy
-import csv
 import hashlib
-import io
 import json
 import re
 from collections.abc import Mapping
@@ -79,7 +77,6 @@ FOLLOWS = {
     "gate": "it compares the certificates",
     "report": "it shows the results",
 }
-TIMES = {"train_seconds": "seconds", "images_per_second": "images_per_second"}  # results/ -> times/
 
 
 @dataclass(frozen=True)
@@ -256,13 +253,13 @@ class Older:
         return None
 
     def _same_images(self, path: str) -> bool:
-        """Whether prepared drops hold the same images and labels in the same order, whatever the format of their files."""
-        folder = PurePosixPath("prepared/train")
-        if PurePosixPath(path) == folder:
-            return all(self._same_images(f"{folder}/{drop}") for drop in self.params["data"]["drops"])
-        if PurePosixPath(path).parent != folder:
+        """Whether a prepared drop, or all of them, has the same images and labels in the same order, in whatever format."""
+        parts = PurePosixPath(path).parts
+        if parts == ("prepared", "train"):
+            return all(self._same_images(f"{path}/{drop}") for drop in self.params["data"]["drops"])
+        if parts[0] != "prepared":
             return False
-        meta = f"{path}/meta.json"
+        meta = f"{path.removesuffix('/index.parquet')}/meta.json"
         try:
             before = self.project.read_at(self.commit, meta)
             now = (self.project.root / meta).read_text(encoding="utf-8")
@@ -293,35 +290,6 @@ class Older:
             seconds: float | None = self.results(f"{kind}.json").get("train_seconds")
             return seconds
         return None
-
-    # Outputs that git keeps, or that are new
-
-    def converted(self, stage: str, name: str, *, cached: bool) -> dict[str, str]:
-        """The files of an output of a stage that is taken over whose text is another one now, or that are new.
-
-        Args:
-            stage: The stage's name.
-            name: The output's path.
-            cached: Whether DVC keeps it, and not git.
-        """
-        folder, _, rest = name.partition("/")
-        facts = self.results(rest)
-        if folder == "times":
-            return {name: _json({new: facts[old] for old, new in TIMES.items()} | {"device": "unknown"})}
-        if folder == "prepared":
-            path = f"{name}/meta.json"
-            meta = json.loads((self.project.root / path).read_text(encoding="utf-8"))
-            shards = meta.pop("shards", 1)
-            resize = self.lock[stage]["params"]["params.yaml"]["data.resize"]
-            return {path: _json({**meta, "format": 2, "resize": resize, "shards": shards})}
-        if cached:
-            return {}
-        if folder == "results" and rest.startswith("prepare/"):
-            nothing = {"images": 0, "classes": dict.fromkeys(facts["classes"], 0), "whole_classes": []}
-            return {name: _json(facts | {"validation": nothing})}
-        if name.endswith(".json"):
-            return {name: _json({key: value for key, value in facts.items() if key not in TIMES})}
-        return {name: _without_columns(self.read(name), TIMES)}
 
 
 def has(project: Project, revision: str, name: str) -> bool:
@@ -374,17 +342,3 @@ def _other_params(before: Mapping[str, Any], now: Mapping[str, Any], retired: tu
             return f"{name} is {value}, and it ran without"
     gone = [name for name in before if name not in now and not name.startswith(retired)]
     return f"it ran with {gone[0]} {before[gone[0]]}, which there is not any more" if gone else None
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def _without_columns(text: str, left_out: Mapping[str, Any]) -> str:
-    rows = list(csv.reader(io.StringIO(text), dialect="excel-tab"))
-    kept = [place for place, name in enumerate(rows[0]) if name not in left_out]
-    out = io.StringIO()
-    csv.writer(out, dialect="excel-tab", lineterminator="\n").writerows(
-        [row[place] for place in kept] for row in rows
-    )
-    return out.getvalue()

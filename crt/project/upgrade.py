@@ -19,6 +19,7 @@ from crt.files import write_text
 from crt.project.choice import Choice
 from crt.project.conf import CHOICE, Conf
 from crt.project.older import CODE, Older, has, lock_at
+from crt.project.older_outputs import convert
 from crt.project.repository import Project
 from crt.project.takeover import choice_for
 
@@ -208,8 +209,7 @@ def _take_over(project: Project, older: Older, done: Upgraded) -> None:
         # All were compared with what was made before; only now are they brought to their present form.
         for stage in taken:
             for out in stage.outs:
-                for name, text in older.converted(stage.name, out.def_path, cached=out.use_cache).items():
-                    write_text(project.root / name, text)
+                convert(older, stage.name, out.def_path, cached=out.use_cache)
     done.taken = [stage.name for stage in taken]
     if taken:
         _commit(project, done.taken)

@@ -187,6 +187,16 @@ def test_a_second_run_has_nothing_to_do(project):
     assert project.state() == state
 
 
+@pytest.mark.nightly
+def test_what_is_taken_over_is_what_this_version_writes(project):
+    # Else a later change of the test set, which prepares all drops anew, would train the teacher again.
+    lock = (project.root / "dvc.lock").read_text()
+    again = [name for name in TAKEN if name.startswith(("prepare", "fetch"))]
+    assert sorted(project.stages_run("dvc", "repro", "--force", "--single-item", *again)) == sorted(again)
+    assert (project.root / "dvc.lock").read_text() == lock
+    assert project.run("git", "status", "--porcelain").stdout == ""
+
+
 def test_the_rest_runs_and_a_clone_gets_everything(project, before, tmp_path):
     weights = (project.root / "models/teacher/model.safetensors").read_bytes()
     ran = project.stages_run("dvc", "repro")
