@@ -61,12 +61,10 @@ def upgrade(project: Project, older: Older) -> Upgraded:
             f"git could not merge {', '.join(foreign[:10])}: resolve that and `git add` it, then run again "
             "(what is in conf/, results/, params.yaml and dvc.lock is resolved by this command)"
         )
-    pending = _is_pending(project, older)
-    if pending:
+    if _is_pending(project, older, conflicts):
         done.theirs = _settle_files(project, older, conflicts)
         _adapt_own_options(project, older)
-    _forget_records(project, older)
-    if pending:
+        _forget_records(project, older)
         done.choice = _choice(project, older)
         project.choose(done.choice)
         write_text(project.root / MARK, older.commit + "\n")
@@ -96,17 +94,26 @@ def _is_ours(name: str) -> bool:
     )
 
 
-def _is_pending(project: Project, older: Older) -> bool:
-    """Whether the older state's choices are still to be moved."""
-    mark = project.root / MARK
-    if mark.exists() and mark.read_text(encoding="utf-8").strip() == older.commit:
-        return False
-    if not has(project, "HEAD", "conf/choice.yaml"):
+def _is_pending(project: Project, older: Older, conflicts: list[str]) -> bool:
+    """Whether the older state's choices are still to be moved, in this merge or after it."""
+    came = project.git("show", f"{older.merged}:./conf/{CHOICE}")
+    if conflicts or (project.conf.folder / CHOICE).read_text(encoding="utf-8") == came:
         return True
-    committed, came = (
-        project.git("show", f"{revision}:./conf/{CHOICE}") for revision in ("HEAD", older.merged)
-    )
-    return committed == came or not _own_records(older, lock_at(project, "HEAD"))
+    mark = project.root / MARK  # another clone has none, and records of its own
+    moved = mark.exists() and mark.read_text(encoding="utf-8").strip() == older.commit
+    return not moved and not _own_records(older, _records(project))
+
+
+def _records(project: Project) -> dict[str, Any]:
+    """The records of stages in dvc.lock, by name; none where git left its conflict markers."""
+    lock = project.root / "dvc.lock"
+    if not lock.exists():
+        return {}
+    try:
+        found: dict[str, Any] = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
+    except yaml.YAMLError:
+        return {}
+    return found
 
 
 def _settle_files(project: Project, older: Older, conflicts: list[str]) -> list[str]:
@@ -161,17 +168,10 @@ def _own_records(older: Older, records: dict[str, Any]) -> dict[str, Any]:
 def _forget_records(project: Project, older: Older) -> None:
     """Take out of dvc.lock what is not of this project in this version."""
     lock = project.root / "dvc.lock"
-    if not lock.exists():
-        return
-    try:
-        records = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
-    except yaml.YAMLError:  # git's conflict markers
-        records = {}
-    kept = _own_records(older, records)
-    if not kept:
-        lock.unlink()
-    elif len(kept) < len(records):
+    if kept := _own_records(older, _records(project)):
         write_text(lock, yaml.safe_dump({"schema": "2.0", "stages": kept}, sort_keys=False))
+    else:
+        lock.unlink(missing_ok=True)
 
 
 def _choice(project: Project, older: Older) -> Choice:
@@ -187,8 +187,7 @@ def _take_over(project: Project, older: Older, done: Upgraded) -> None:
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
 
-    lock = project.root / "dvc.lock"
-    records = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if lock.exists() else {}
+    records = _records(project)
     taken = []
     remade: dict[str, str] = {}  # outputs that must be made again, and the stage that makes them
     keep = set()  # what DVC caches is kept until the stage runs

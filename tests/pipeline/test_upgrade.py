@@ -366,6 +366,25 @@ def test_a_kill(before, upgraded, tmp_path, step):
 
 
 @pytest.mark.nightly
+def test_a_merge_that_was_given_up_and_done_again(before, upgraded, tmp_path):
+    project = copied(before, tmp_path)
+    state = project.state()
+    merge(project, before, check=False)
+    project.run("crt", "upgrade")
+    project.run("git", "merge", "--abort")
+    project.run("git", "clean", "-fdq")
+    project.run("dvc", "checkout", "-q")
+    assert project.state() == state
+    assert "up to date" in project.run("dvc", "status").stdout
+    merge(project, before, check=False)
+    project.run("crt", "upgrade")
+    project.run("git", "commit", "-q", "--no-edit")
+    other = Team(upgraded[0] / "project")
+    for name in ("params.yaml", "conf/choice.yaml", "dvc.lock"):
+        assert (project.root / name).read_text() == (other.root / name).read_text()
+
+
+@pytest.mark.nightly
 def test_a_student_of_their_own(before, tmp_path):
     project = copied(before, tmp_path)
     folder = project.root / "conf"
