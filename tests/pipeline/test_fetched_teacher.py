@@ -174,7 +174,7 @@ class TestSsh:
 def prepared(fresh, tmp_path_factory):
     """A copy of the project in which nothing but the teacher's drop is prepared."""
     project = fresh.copy(tmp_path_factory.mktemp("prepared") / "repo")
-    for name in ("prepared", "models", "results", "certificates", "report"):
+    for name in ("prepared", "models", "results", "certificates", "report", ".work"):
         shutil.rmtree(project.root / name, ignore_errors=True)
     (project.root / "dvc.lock").unlink(missing_ok=True)
     project.run("dvc", "repro", "prepare@2025-01")
