@@ -90,12 +90,16 @@ def get_data(
         Path | None, typer.Option("--from", help="Files already on disk, instead of a download.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="What to call a folder's data set [its folder's name]")
+        str | None,
+        typer.Option(help="What to call a folder's data set.", show_default="the folder's name"),
     ] = None,
     image_size: Annotated[
         int | None,
         typer.Option(
-            min=4, max=2048, help="Height and width of a folder's images after resizing [that of the images]"
+            min=4,
+            max=2048,
+            help="Height and width of a folder's images after resizing.",
+            show_default="that of the images",
         ),
     ] = None,
     root: Root = Path(),
@@ -202,7 +206,8 @@ def predict(
     seed: Annotated[
         str | None,
         typer.Option(
-            help="The noise's seed, such as 0x1f, to check an earlier answer [secret, new each time]"
+            help="The noise's seed, such as 0x1f, to check an earlier answer.",
+            show_default="secret, new each time",
         ),
     ] = None,
     precision: Annotated[
@@ -210,7 +215,10 @@ def predict(
     ] = "float32",
     batch_size: Annotated[
         int | None,
-        typer.Option(help="The one that it was certified with, if one was set [by device and image]"),
+        typer.Option(
+            help="The one that it was certified with, if one was set.",
+            show_default="chosen by device and image",
+        ),
     ] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object per line")] = False,
 ) -> None:
