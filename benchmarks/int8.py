@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crt.evaluation.paired import Discordance, score_interval
+from crt.evaluation.betting import mean_interval
 from crt.files import write_text
 from crt.inference.fold import fold_batchnorm
 from crt.inference.int8 import quantize_any
@@ -86,7 +86,7 @@ def row_of(arch: str, args: argparse.Namespace) -> list[str]:
             right[which, number] = classes[-1] == label
         same += classes[0] == classes[1]
     gained, lost = int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
-    low, high = score_interval(Discordance(len(images), lost, gained), 0.95)
+    low, high = mean_interval(right[0].astype(float) - right[1], 0.95)
     return [
         arch,
         str(len(images)),

@@ -371,6 +371,10 @@ class Gate(Section):
     margin: Share  # largest acceptable loss of certified accuracy at a radius
     margins: dict[Radius, Share]  # other margins for single radii, keyed by the radius
     acr_margin: NonNegative  # largest acceptable loss of ACR
+    max_lost: Share | None  # largest acceptable share of lost certificates, at each radius; null: any
+    class_margin: (
+        Share | None
+    )  # loss of certified accuracy in one class that is warned of; null: no comparison
     confidence: Annotated[float, Field(gt=0.5, lt=1)]  # of the two-sided intervals
 
 

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,15 @@ class Certificates:
         first = np.zeros(len(self), dtype=np.bool_)
         first[np.unique(np.array(self.image), return_index=True)[1]] = True
         return first
+
+    def take(self, rows: NDArray[np.intp]) -> "Certificates":
+        """The given rows, in the given order."""
+        columns: dict[str, Any] = {
+            field.name: value[rows] if isinstance(value, np.ndarray) else [value[row] for row in rows]
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), np.ndarray | list)
+        }
+        return replace(self, **columns)
 
     def right_at(self, radius: float) -> NDArray[np.bool_]:
         """Which images [N] have a certificate that is right and reaches `radius`."""

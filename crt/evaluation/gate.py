@@ -1,23 +1,21 @@
 """The gate: is the student no worse than the baseline, beyond the margins that the user accepts?"""
 
-from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import Any, Literal
 
-from crt.evaluation.certificates import Certificates
-from crt.evaluation.paired import (
-    Discordance,
-    check_comparable,
-    discordance,
-    mcnemar,
-    mean_interval,
-    score_interval,
-)
+import numpy as np
+from numpy.typing import NDArray
 
-Verdict = Literal["pass", "fail", "undecided"]
-_MOST_IMAGES = 10**9  # no test set is larger
+from crt.evaluation.betting import Floats, decidable_margins, mean_interval
+from crt.evaluation.certificates import Certificates
+from crt.evaluation.classes import compare_classes
+from crt.evaluation.paired import Pair, mcnemar, pair
+from crt.evaluation.verdict import Verdict, judge, sentences
+
+Row = dict[str, Any]
+Values = NDArray[np.float64] | NDArray[np.bool_]
+Quantity = Literal["acr", "certified_accuracy", "certificates_kept"]
 
 
 @dataclass(frozen=True)
@@ -27,18 +25,14 @@ class Margins:
     accuracy: float  # of certified accuracy at a radius
     accuracy_at: Mapping[str, float]  # the same for single radii, keyed by the radius
     acr: float  # of ACR, [0,1] pixel units
+    lost: float | None = None  # share of the other's certificates at a radius that may be lost; None: any
+    classes: float | None = (
+        None  # of certified accuracy in one class, with a warning; None: classes are not compared
+    )
 
     def at(self, radius: float) -> float:
         """The margin of certified accuracy at `radius`."""
         return self.accuracy_at.get(str(radius), self.accuracy)
-
-
-def judge(interval: tuple[float, float], margin: float) -> Verdict:
-    """Non-inferiority: the confidence interval of student minus baseline against the largest acceptable loss."""
-    low, high = interval
-    if low >= -margin:
-        return "pass"
-    return "fail" if high < -margin else "undecided"
 
 
 def decide(
@@ -47,172 +41,132 @@ def decide(
     teacher: Certificates,
     margins: Margins,
     confidence: float,
+    classes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The verdict and what it rests on.
 
-    The verdict is pass when every comparison with the baseline passes, fail when one fails, else undecided. `comparisons` has
-    one row per quantity and classifier compared with; the rest sums it up.
+    `comparisons` has one row per quantity and classifier compared with; the rest sums it up.
+
+    Args:
+        student: The candidate's certificates.
+        baseline: Those of the release in use; None: nothing is decided.
+        teacher: The teacher's, which never decide.
+        margins: The largest acceptable losses against the baseline.
+        confidence: Of the two-sided intervals.
+        classes: The classes' names, in the order of the labels; used where classes are compared.
 
     Raises:
         UserError: the certificates are not of the same images or settings.
     """
-    with_teacher = compare(student, teacher, "teacher", confidence)
+    with_teacher = compare(pair(student, teacher), "teacher", confidence)
     own_acr, teacher_acr = with_teacher[0]["student"], with_teacher[0]["other"]
     share = own_acr / teacher_acr if teacher_acr > 0 else None
-    with_baseline = (
-        compare(student, baseline, "baseline", confidence, margins) if baseline is not None else []
+    both = pair(student, baseline) if baseline is not None else None
+    rows = compare(both, "baseline", confidence, margins) if both is not None else []
+    by_class = (
+        compare_classes(both, both.middle_radius, margins.classes, confidence, classes)
+        if both is not None and margins.classes is not None
+        else None
     )
-    verdict, needed = _overall(with_baseline)
+    verdict = overall(rows)
     result = {
         "verdict": verdict,
-        "sentences": [_verdict_sentence(verdict, with_baseline, needed), _teacher_sentence(share)],
-        "images": len(student),
-        "images_to_decide": needed,
+        "sentences": sentences(verdict, rows, by_class, share),
+        "images": int(student.once.sum()),
         "confidence": confidence,
         "vs_teacher": _differences(with_teacher) | {"acr_share": share},
     }
-    if with_baseline:
-        result["vs_baseline"] = _differences(with_baseline)
-    return result | {"comparisons": with_baseline + with_teacher}
+    if rows:
+        result["vs_baseline"] = _differences(rows)
+    return result | {"classes": by_class, "comparisons": rows + with_teacher}
 
 
-def compare(
-    student: Certificates,
-    other: Certificates,
-    role: str,
-    confidence: float,
-    margins: Margins | None = None,
-) -> list[dict[str, Any]]:
+def overall(rows: Sequence[Row]) -> Verdict | Literal["no baseline"]:
+    """The verdict over all comparisons: pass when every one passes, fail when one fails, else undecided."""
+    verdicts = {row["verdict"] for row in rows}
+    if not verdicts:
+        return "no baseline"
+    return "fail" if "fail" in verdicts else "undecided" if "undecided" in verdicts else "pass"
+
+
+def compare(both: Pair, role: str, confidence: float, margins: Margins | None = None) -> list[Row]:
     """One row for ACR, then one per radius for certified accuracy; with verdicts where margins are given.
 
-    Radii that n draws cannot reach are left out: nobody has a certificate there.
+    Where the margins bound the share of lost certificates, one more row per radius at which the other has certificates.
 
-    Raises:
-        UserError: the certificates are not of the same images or settings.
+    Args:
+        both: The student's certificates and the other's (`crt.evaluation.paired.pair`).
+        role: Whom the student is compared with.
+        confidence: Of the two-sided intervals.
+        margins: The largest acceptable losses; None: nothing is judged.
     """
-    check_comparable(student, other)
-    rows = [_acr_row(student, other, confidence, margins)]
-    reached = [radius for radius in student.radii if radius <= student.largest_radius]
-    rows += [_accuracy_row(student, other, radius, confidence, margins) for radius in reached]
+    rows = [_acr_row(both, confidence, margins)]
+    rows += [_accuracy_row(both, radius, confidence, margins) for radius in both.radii]
+    if margins is not None and margins.lost is not None:
+        certified = [radius for radius in both.radii if both.second.right_at(radius).any()]
+        rows += [_kept_row(both, radius, confidence, margins.lost) for radius in certified]
     return [{"against": role} | row for row in rows]
 
 
-def _acr_row(
-    student: Certificates, other: Certificates, confidence: float, margins: Margins | None
-) -> dict[str, Any]:
-    differences = student.right_radius - other.right_radius
-    difference, interval = float(differences.mean()), mean_interval(differences, confidence)
-    row: dict[str, Any] = {
-        "quantity": "acr",
-        "student": float(student.right_radius.mean()),
-        "other": float(other.right_radius.mean()),
-        "difference": difference,
-        "interval": interval,
+def _acr_row(both: Pair, confidence: float, margins: Margins | None) -> Row:
+    """The interval is of differences as shares of the largest radius that n draws certify, which none exceeds."""
+    mine, other, reach = both.first.right_radius, both.second.right_radius, both.first.largest_radius
+    margin = None if margins is None else margins.acr
+    values: Floats = np.clip((mine - other) / reach, -1.0, 1.0)
+    return {"quantity": "acr"} | _row(mine, other, values, reach, margin, confidence)
+
+
+def _accuracy_row(both: Pair, radius: float, confidence: float, margins: Margins | None) -> Row:
+    mine, other = both.right_at(radius)
+    gained, lost = int((mine & ~other).sum()), int((other & ~mine).sum())
+    margin = None if margins is None else margins.at(radius)
+    return (
+        {"quantity": "certified_accuracy", "radius": radius}
+        | _row(mine, other, np.subtract(mine, other, dtype=np.float64), 1.0, margin, confidence)
+        | {"gained": gained, "lost": lost, "mcnemar_p": mcnemar(gained, lost)}
+    )
+
+
+def _row(
+    mine: Values, other: Values, values: Floats, unit: float, margin: float | None, confidence: float
+) -> Row:
+    """A comparison of two means; `values` [N] are the differences in `unit`s."""
+    low, high = mean_interval(values, confidence)
+    row: Row = {
+        "student": float(mine.mean()),
+        "other": float(other.mean()),
+        "difference": float(values.mean()) * unit,
+        "interval": (low * unit, high * unit),
     }
-    if margins is not None:
-        verdict, margin = judge(interval, margins.acr), margins.acr
-        needed = (
-            _images_for_mean(difference, interval, margin, len(student)) if verdict == "undecided" else None
-        )
-        row |= {"margin": margin, "verdict": verdict, "images_to_decide": needed}
-    return row
+    if margin is None:
+        return row
+    decidable = {chance: least * unit for chance, least in decidable_margins(values, confidence).items()}
+    return row | {"margin": margin, "verdict": judge(row["interval"], margin), "decidable": decidable}
 
 
-def _accuracy_row(
-    student: Certificates, other: Certificates, radius: float, confidence: float, margins: Margins | None
-) -> dict[str, Any]:
-    counts = discordance(student, other, radius)
-    interval = score_interval(counts, confidence)
-    row: dict[str, Any] = {
-        "quantity": "certified_accuracy",
+def _kept_row(both: Pair, radius: float, confidence: float, most_lost: float) -> Row:
+    """Which share of the other's certificates the student has as well: an exact test of a binomial probability."""
+    mine, other = both.right_at(radius)
+    kept = mine[other]
+    low, high = mean_interval(np.subtract(kept, 1, dtype=np.float64), confidence, least=-1.0, most=0.0)
+    return {
+        "quantity": "certificates_kept",
         "radius": radius,
-        "student": float(student.right_at(radius).mean()),
-        "other": float(other.right_at(radius).mean()),
-        "difference": counts.difference,
-        "interval": interval,
-        "gained": counts.gained,
-        "lost": counts.lost,
-        "mcnemar_p": mcnemar(counts),
+        "student": float(kept.mean()),
+        "other": 1.0,
+        "difference": float(kept.mean()) - 1.0,
+        "interval": (low, high),
+        "margin": most_lost,
+        "verdict": judge((low, high), most_lost),
+        "decidable": None,  # how many certificates an equal student loses is a matter of the recipe
+        "lost": int((~kept).sum()),
     }
-    if margins is not None:
-        verdict, margin = judge(interval, margins.at(radius)), margins.at(radius)
-        needed = images_to_decide(counts, margin, confidence) if verdict == "undecided" else None
-        row |= {"margin": margin, "verdict": verdict, "images_to_decide": needed}
-    return row
 
 
-def images_to_decide(counts: Discordance, margin: float, confidence: float) -> int | None:
-    """How many images would decide the verdict if they split into gained, lost and equal as observed.
-
-    None: no test set would, because the observed difference is the margin itself, or nearly.
-    """
-
-    def decided(images: int) -> bool:
-        scale = images / counts.images
-        scaled = Discordance(images, counts.gained * scale, counts.lost * scale)
-        return judge(score_interval(scaled, confidence), margin) != "undecided"
-
-    # The interval shrinks towards the difference, so that `decided` changes once.
-    if not decided(_MOST_IMAGES):
-        return None
-    return bisect_left(range(_MOST_IMAGES), True, lo=1, key=decided)
-
-
-def _images_for_mean(
-    difference: float, interval: tuple[float, float], margin: float, images: int
-) -> int | None:
-    """The same for a mean, whose interval shrinks with the square root of the number of images."""
-    distance = difference + margin
-    reach = difference - interval[0] if distance > 0 else interval[1] - difference
-    if abs(distance) * _MOST_IMAGES**0.5 <= reach * images**0.5:
-        return None
-    return max(images + 1, ceil(images * (reach / distance) ** 2))
-
-
-def _overall(rows: list[dict[str, Any]]) -> tuple[str, int | None]:
-    """The verdict over all comparisons with the baseline; if undecided, the number of images that would decide it."""
-    verdicts = [row["verdict"] for row in rows]
-    if "undecided" in verdicts and "fail" not in verdicts:
-        needed = [row["images_to_decide"] for row in rows if row["verdict"] == "undecided"]
-        return "undecided", None if None in needed else max(needed)
-    return "no baseline" if not rows else "fail" if "fail" in verdicts else "pass", None
-
-
-def _differences(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _differences(rows: Sequence[Row]) -> Row:
     return {
         "acr": rows[0]["difference"],
-        "certified_accuracy": {str(row["radius"]): row["difference"] for row in rows[1:]},
+        "certified_accuracy": {
+            str(row["radius"]): row["difference"] for row in rows if row["quantity"] == "certified_accuracy"
+        },
     }
-
-
-def _verdict_sentence(verdict: str, rows: list[dict[str, Any]], needed: int | None) -> str:
-    """The verdict in words."""
-    if verdict == "no baseline":
-        return "No baseline is pinned, so there is no release to compare the student with."
-    if verdict == "pass":
-        return "The student is no worse than the baseline beyond the margins, in ACR and at every radius."
-    concerned = _in_words([row for row in rows if row["verdict"] == verdict])
-    if verdict == "fail":
-        return f"The student is worse than the baseline by more than the margin in {concerned}."
-    remedy = (
-        f"about {needed:,} test images would decide it" if needed else "no larger test set would decide it"
-    )
-    return (
-        f"These images cannot tell whether the student loses more than the margin in {concerned}: {remedy}."
-    )
-
-
-def _teacher_sentence(share: float | None) -> str:
-    """How much of its teacher's robustness the student has, in words."""
-    if share is None:
-        return "The teacher has no right certificate on these images, so there was no robustness to transfer."
-    return f"The student reaches {100 * share:.1f} % of its teacher's average certified radius (ACR)."
-
-
-def _in_words(rows: list[dict[str, Any]]) -> str:
-    """`ACR and certified accuracy at 0.0, 0.25`."""
-    radii = ", ".join(str(row["radius"]) for row in rows if row["quantity"] == "certified_accuracy")
-    quantities = ["ACR"] * any(row["quantity"] == "acr" for row in rows) + [
-        f"certified accuracy at {radii}"
-    ] * bool(radii)
-    return " and ".join(quantities)

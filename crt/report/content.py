@@ -127,6 +127,11 @@ def comparisons(results: Results, against: str) -> list[dict[str, Any]]:
     return [row for row in results.gate["comparisons"] if row["against"] == against]
 
 
+def keeps(results: Results) -> bool:
+    """Whether the gate bounds the share of lost certificates."""
+    return any(row["quantity"] == "certificates_kept" for row in results.gate["comparisons"])
+
+
 def difference_chart_against(results: Results, against: str) -> Markup:
     """Certified accuracy of the student minus that of another role, per radius."""
     rows = [

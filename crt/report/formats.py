@@ -13,9 +13,11 @@ __all__ = [
     "percent_range",
     "points",
     "points_range",
+    "points_up",
     "radius",
     "radius_difference",
     "radius_range",
+    "radius_up",
     "signed",
 ]
 
@@ -40,6 +42,20 @@ def points(difference: float) -> str:
 def points_range(interval: Sequence[float]) -> str:
     """`−1.4 … +0.6`."""
     return f"{points(interval[0])} … {points(interval[1])}"
+
+
+def points_up(share: float) -> str:
+    """A positive share in percentage points, rounded up: `3.2`."""
+    return f"{_up(100 * share, 1):.1f}"
+
+
+def radius_up(value: float) -> str:
+    """A positive radius, rounded up: `0.013`."""
+    return f"{_up(value, 3):.3f}"
+
+
+def _up(value: float, digits: int) -> float:
+    return math.ceil(value * 10**digits - 1e-9) / 10**digits
 
 
 def radius(value: float | None) -> str:

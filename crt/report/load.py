@@ -1,6 +1,7 @@
 """Gathering what the report shows from the pipeline's result files."""
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterable, Sequence, Set
@@ -51,6 +52,9 @@ class Results:
     preset: str  # whose settings were used
     roles: list[Role]  # teacher, student, and the baseline when one is pinned
     gate: dict[str, Any]  # results/gate/details.json
+    changed: list[
+        dict[str, str]
+    ]  # certificates/changed.tsv: images with a certificate lost or gained since the baseline
     data: dict[str, dict[str, Any]]  # results/prepare/<drop>.json, in the order of arrival; the test set last
 
     def role(self, name: str) -> Role:
@@ -68,7 +72,8 @@ def load_results(root: Path, preset: str, drops: Sequence[str], roles: Iterable[
     prepared = root / "results/prepare"
     data = {name: read_json(prepared / f"{name}.json", PREPARED) for name in (*drops, "test")}
     gate = read_json(root / "results/gate/details.json", GATE)
-    return Results(preset, [_role(root, name) for name in ORDER if name in set(roles)], gate, data)
+    changed = _rows(root / "certificates/changed.tsv")
+    return Results(preset, [_role(root, name) for name in ORDER if name in set(roles)], gate, changed, data)
 
 
 def _role(root: Path, name: str) -> Role:
@@ -107,6 +112,16 @@ def read_json(path: Path, keys: Set[str] = frozenset()) -> dict[str, Any]:
     if lacking := sorted(keys - content.keys()):
         raise _damaged(path, f"it lacks {', '.join(lacking)}")
     return content
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table as text, keyed by the header."""
+    try:
+        return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), delimiter="\t"))
+    except FileNotFoundError:
+        raise MissingFileError(f"{path} is missing: make it first", path) from None
+    except (ValueError, csv.Error) as error:
+        raise _damaged(path, str(error)) from None
 
 
 def _columns(path: Path, delimiter: str = ",") -> Columns:

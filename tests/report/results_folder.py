@@ -9,8 +9,10 @@ import numpy as np
 from certificate_tables import from_votes, misclassified, write_table
 
 from crt.evaluation.certificates import read_certificates
+from crt.evaluation.changed import changed_images
 from crt.evaluation.gate import Margins, decide
 from crt.evaluation.metrics import MetricFiles, write_metrics
+from crt.evaluation.paired import pair
 from crt.files import write_json
 
 DROPS = ["2025-01", "2025-02", "2025-03"]
@@ -101,8 +103,10 @@ def make_results(
         )
         write_metrics(certificates / f"{role}.tsv", role, files)
     tables = {role: read_certificates(certificates / f"{role}.tsv") for role in roles}
-    gate = decide(tables["student"], tables.get("baseline"), tables["teacher"], margins, 0.95)
+    gate = decide(tables["student"], tables.get("baseline"), tables["teacher"], margins, 0.95, classes)
     write_json(results / "gate/details.json", gate)
+    changed = changed_images(pair(tables["student"], tables["baseline"]) if "baseline" in tables else None)
+    changed.to_csv(certificates / "changed.tsv", sep="\t", index=False)
     write_json(results / "gate.json", {"verdict": gate["verdict"]})
 
     models = {

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from results_folder import CLASSES, DROPS, ROLES, make_results
 
 import crt.report
 from crt.errors import UserError
+from crt.evaluation.gate import Margins
 from crt.report.write import write_report
 
 TEMPLATES = Path(crt.report.__file__).parent
@@ -135,13 +137,32 @@ def test_without_a_baseline(tmp_path):
     assert "| | teacher | student |" in (root / "report/MODEL_CARD.md").read_text()
 
 
-def test_undecided_says_how_many_images_would_do(tmp_path):
+def test_undecided_says_which_margin_could_be_decided(tmp_path):
     root = make_results(tmp_path, student=1.9)
     write_report(root, "digits", DROPS, ROLES, root / "report")
     gate = json.loads((root / "results/gate/details.json").read_text())
     assert gate["verdict"] == "undecided"
     text = Page((root / "report/index.html").read_text()).text
-    assert f"about {gate['images_to_decide']:,} test images would decide it" in text
+    assert gate["sentences"][1] in text
+    widest = max(row["decidable"]["0.8"] for row in gate["comparisons"][1:4])
+    assert f"decidable: {math.ceil(1000 * widest) / 10:.1f}" in text
+
+
+def test_lost_certificates_and_classes_are_shown(tmp_path):
+    margins = Margins(0.02, {}, 0.01, lost=0.1, classes=0.2)
+    root = make_results(tmp_path, student=1.5, margins=margins)
+    write_report(root, "digits", DROPS, ROLES, root / "report")
+    text = Page((root / "report/index.html").read_text()).text
+    header, *changed = (root / "certificates/changed.tsv").read_text().splitlines()
+    lost = [line.split("\t") for line in changed if line.split("\t")[header.split("\t").index("lost_at")]]
+    assert f"{len(lost)} images lost a certificate" in text
+    assert lost[0][1] in text
+    assert "kept at 0.25" in text
+    gate = json.loads((root / "results/gate/details.json").read_text())
+    worst = min(gate["classes"]["rows"], key=lambda row: row["student"])
+    assert text.index("Classes, student against baseline") < text.index(
+        f"{worst['class']} {worst['images']} "
+    )
 
 
 def test_adaptive_mode_and_warnings_are_said(tmp_path):
@@ -214,6 +235,7 @@ def test_the_model_card_has_all_sections(written):
         ("results/student/training.tsv", "epoch\tloss\n1\tx\n", "is damaged"),
         ("results/student/training.tsv", "epoch\tloss\n1\n", "is damaged"),
         ("results/prepare/2025-02.json", None, "is missing"),
+        ("certificates/changed.tsv", None, "is missing"),
     ],
 )
 def test_missing_and_damaged_results(tmp_path, path, content, says):
