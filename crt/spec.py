@@ -28,8 +28,8 @@ class ImageSpec:
         channels: 1 for grey, 3 for RGB.
         resize: What may be done to an image file to get there. `none`: nothing, another size or mode is an
             error. `crop`: the center square, scaled. `squash`: the whole image, scaled. The last two also
-            turn grey and CMYK into RGB. Color is never turned into grey and an alpha channel is never
-            dropped: that would be guessing.
+            turn grey and CMYK into RGB. Color is never turned into grey, and an alpha channel is only
+            dropped where every pixel is opaque: anything else would be guessing.
 
     Raises:
         UserError: There is no class, a size or a number of channels below 1, or an unknown way to resize.
