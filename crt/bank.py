@@ -1,8 +1,8 @@
 """A bank of the teacher's logits: computed once for some views of each image, replayed for every student.
 
-A view is an image's crop, flip and noise. It follows from (seed, drop, number of the view, number of the image) alone, on
-every device and in any order. A new drop adds the logits of its own views, and a student that trains from the bank never
-runs the teacher.
+A view is an image's crop, flip and noise. It follows from (seed, drop, number of the view, number of the
+image) alone, on every device and in any order. A new drop adds the logits of its own views, and a student
+that trains from the bank never runs the teacher.
 """
 
 import json
@@ -50,7 +50,7 @@ MIX = ((30, -4658895280553007687), (27, -7723592293110705685))
 
 @dataclass(frozen=True)
 class View:
-    """A drop's images as training shows them once: each cropped, perhaps mirrored, and with a noise of its own.
+    """A drop's images as training shows them once: each cropped, perhaps mirrored, with noise of its own.
 
     Attributes:
         store: The drop.
@@ -73,7 +73,7 @@ class View:
         return cls(store, moves, derive_seed(seed, "view noise", drop, number), how.crop_padding)
 
     def noise(self, rows: Tensor, device: torch.device) -> Tensor:
-        """Standard normal noise of the images `rows` int64 [n]: float32 [n, C, H, W], channels-last in memory."""
+        """Standard normal noise of the images `rows` int64 [n]: float32 [n, C, H, W], channels-last."""
         _, height, width, channels = self.store.images.shape
         noise = normal(self.key, rows.to(device), height * width * channels)
         return noise.view(len(rows), height, width, channels).permute(0, 3, 1, 2)
@@ -91,7 +91,7 @@ def training_rows(store: Store) -> Tensor:
 
 
 def normal(key: int, rows: Tensor, count: int) -> Tensor:
-    """`count` standard normal numbers for each of `rows` int64 [n]: float32 [n, count], on the device of `rows`.
+    """`count` standard normal numbers for each of `rows` int64 [n]: float32 [n, count], on their device.
 
     They depend on (key, row) alone: SplitMix64, started at a hash of both, and Box and Muller's transform.
     """
@@ -119,8 +119,8 @@ def _shifted(bits: Tensor, by: int) -> Tensor:
 class Replayed(Teacher):
     """A teacher whose logits are read from the drops' banks, a view in each epoch.
 
-    Which is the first follows from the number of images: short retrainings after one delivery and the next see other
-    views. Training must show the images as the view does: `Batches(..., moves=replayed.moves)`.
+    Which is the first follows from the number of images: short retrainings after one delivery and the next
+    see other views. Training must show the images as the view does: `Batches(..., moves=replayed.moves)`.
 
     Attributes:
         views: How many there are; epochs take them in turn.
@@ -165,7 +165,7 @@ class Replayed(Teacher):
         return batch.images + sigma * noise, logits.to(device)
 
     def check(self, sigma: float, device: torch.device) -> None:
-        """Hold the banks to the teacher: some logits of each view must be what it gives here.
+        """Compare the banks with the teacher: some logits of each view must be what it gives here.
 
         Raises:
             UserError: They are not.
@@ -181,8 +181,8 @@ class Replayed(Teacher):
                     logits = self.network(view.noised(rows, sigma, device)).float().cpu().numpy()
                 if not np.abs(logits - held[rows.numpy()]).max() <= TOLERANCE * np.abs(logits).max():
                     raise UserError(
-                        f"{folder} does not hold this teacher's logits under these settings: record it again, "
-                        "or train without a bank"
+                        f"{folder} does not hold this teacher's logits under these settings: "
+                        "record it again, or train without a bank"
                     )
 
     def _number(self, epoch: int) -> int:
@@ -196,7 +196,7 @@ class Replayed(Teacher):
         return self._opened[1]
 
     def _by_drop(self, rows: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """For each drop that has some of the images: its number, their places among `rows`, their numbers in it."""
+        """For each drop with some of the images: its number, their places in `rows`, their numbers there."""
         drops = np.searchsorted(self._starts, rows.numpy(), side="right") - 1
         for drop in np.unique(drops):
             places = torch.from_numpy(np.flatnonzero(drops == drop))
@@ -250,7 +250,20 @@ def write_bank(
     how: Augment,
     device: torch.device,
 ) -> None:
-    """`record` for a teacher, by its fingerprint, and a drop that are at hand; finished views are kept in `work`."""
+    """`record` for a network and a drop in memory; finished views are kept in `work` until all are there.
+
+    Args:
+        network: The teacher.
+        fingerprint: The teacher's, which the bank names.
+        store: The drop.
+        folder: Where the bank goes.
+        work: The folder for resume files.
+        views: The number of views.
+        sigma: Standard deviation of the noise, [0,1] pixel units.
+        seed: What the views follow from.
+        how: The augmentation.
+        device: Where the teacher runs.
+    """
     work.mkdir(parents=True, exist_ok=True)
     paths = [work / f"view-{number:04d}.npy" for number in range(views)]
     missing = [number for number, path in enumerate(paths) if not path.is_file()]

@@ -15,7 +15,7 @@ from crt.memory import keep_freed_memory
 from crt.project import Project
 
 app = typer.Typer(
-    help="Certified Robustness Transfer: get data, add drops, choose parameters, release, predict with certificates.",
+    help="Certified Robustness Transfer: get data, add drops, choose parameters, release, predict.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -116,7 +116,7 @@ def ingest(
     drop: Annotated[str, typer.Option("--drop", help="The new drop's name, e.g. 2025-04")],
     root: Root = Path(),
 ) -> None:
-    """Add a delivery of training data as a new drop: check it, copy it in, record it, pin the newest release."""
+    """Add a delivery of training data as a new drop: check, copy and record it, pin the newest release."""
     from crt.commands.ingest import ingest as run
 
     run(Project(root), source, drop)
@@ -213,6 +213,7 @@ def predict(
     precision: Annotated[
         Literal["float32", "bfloat16", "int8"], typer.Option(help="The one that it was certified in")
     ] = "float32",
+    compile: Annotated[bool, typer.Option("--compile", help="If it was certified compiled")] = False,  # noqa: A002
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -234,6 +235,7 @@ def predict(
         device=device,
         seed=None if seed is None else _seed(seed),
         precision=precision,
+        compile=compile,
         batch_size=batch_size,
         json_lines=json_lines,
     )
@@ -241,7 +243,7 @@ def predict(
 
 @app.command()
 def upgrade(root: Root = Path()) -> None:
-    """After `git merge` of this version into a project of 0.1.0: move its choices, take over its results (docs/upgrading.md)."""
+    """Bring a project of 0.1.0 along after `git merge`: its choices and results (docs/upgrading.md)."""
     from crt.commands.upgrade import upgrade as run
 
     run(Project(root))

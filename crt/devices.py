@@ -33,7 +33,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 numbers faster than float32 ones: AVX-512 BF16 or AMX, CUDA from 8.0 on."""
+    """Whether the device has units for bfloat16: AVX-512 BF16 or AMX, CUDA from capability 8.0 on."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":

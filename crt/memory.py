@@ -1,4 +1,4 @@
-"""How this process keeps its memory: set by the stages and the `crt` command, which own their process, not by the library."""
+"""How this process keeps its memory: for the stages and the command `crt`, which own their process."""
 
 import ctypes
 import os
@@ -8,11 +8,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt (malloc.h)
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed blocks of less than 1 GiB for the next step or batch, instead of giving them back to the system.
+    """Let glibc keep freed blocks of less than 1 GiB for the next step or batch.
 
-    Getting them back costs a page fault for every 4 KiB: 5,000 to 20,000 in a training step of 64 images of 32 pixels, 200,000
-    in a forward pass of 1,000. Settings of the user's own (MALLOC_*_ in the environment) win; other C libraries have no such
-    switch and stay as they are.
+    Otherwise they go back to the system, and getting them again costs a page fault for every 4 KiB: 5,000 to
+    20,000 in a training step of 64 images of 32 pixels, 200,000 in a forward pass of 1,000. Settings of the
+    user's own (MALLOC_*_ in the environment) win; other C libraries have no such switch and stay as they are.
     """
     if (
         sys.platform != "linux"

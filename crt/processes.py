@@ -1,4 +1,4 @@
-"""Which of the processes of a run this one is, as torchrun says in the environment. Without torchrun: the only one."""
+"""Which of a run's processes this one is, as torchrun says in the environment; else the only one."""
 
 import os
 from collections.abc import Iterator

@@ -133,7 +133,7 @@ def test_a_default_is_the_same_everywhere():
         {name: parameter.default for name, parameter in inspect.signature(thing).parameters.items()}
         for thing in (crt.SmoothedClassifier, predict, cli.predict)
     )
-    for name in ("n0", "n", "alpha", "seed", "device", "precision"):
+    for name in ("n0", "n", "alpha", "seed", "device", "precision", "compile", "batch_size"):
         assert smoothed[name] == function[name] == command[name], name
     assert (smoothed["n"], smoothed["device"]) == (10_000, "auto")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Arrived:
-    """Looks at each image of a delivery; compares with the earlier drops that are prepared on this machine."""
+    """Looks at each image of a delivery, and compares with the earlier drops that are prepared here."""
 
     def __init__(self, root: Path, drops: Sequence[str]) -> None:
         self._root = root
@@ -81,7 +81,7 @@ def _some_images(stores: Sequence[Store]) -> np.ndarray:
 
 
 def _confidence_drift(root: Path, spec: ImageSpec, before: np.ndarray, now: np.ndarray) -> Finding | None:
-    """How sure the base classifier of the release, or of the last student, is of its answers on clean images."""
+    """How sure the base classifier of the release, or of the last student, is on clean images."""
     for role, name in (("baseline", "the release"), ("student", "the last student")):
         folder = root / "models" / role
         if not folder.is_dir():

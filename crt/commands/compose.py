@@ -18,8 +18,8 @@ def compose(project: Project, overrides: Sequence[str] = (), *, reset: bool = Fa
         reset: Take back all choices first, except what lies in data/ and what is pinned.
 
     Raises:
-        UserError: an option or key that does not exist, a value that does not fit, or a parameter that is to be taken
-            away though it was not chosen.
+        UserError: an option or key that does not exist, a value that does not fit, or a parameter that is to
+            be taken away though it was not chosen.
     """
     take_over(project)
     choice = project.choice
@@ -68,7 +68,8 @@ def chosen(project: Project, choice: Choice, overrides: Sequence[str]) -> Choice
     left = differences(conf.compose(choice).values, target)
     if left:
         raise UserError(
-            f"{' '.join(texts)} cannot be kept as a choice (at {', '.join(map(dotted, left))}): edit conf/ instead"
+            f"{' '.join(texts)} cannot be kept as a choice (at {', '.join(map(dotted, left))}): "
+            "edit conf/ instead"
         )
     return choice
 
@@ -82,7 +83,8 @@ def _name(override: Any) -> str:
 def _take_back(choice: Choice, name: str) -> None:
     if choice.options.pop(name, None) is None and not choice.drop(tuple(name.split("."))):
         raise UserError(
-            f"~{name} takes a choice back, but {name} is not chosen in conf/choice.yaml; a parameter itself cannot be taken away"
+            f"~{name} takes a choice back, but {name} is not chosen in conf/choice.yaml; "
+            f"a parameter itself cannot be taken away: leave ~{name} out"
         )
 
 
@@ -94,8 +96,8 @@ def apply(project: Project, experiment: str) -> None:
     """
     if project.git("status", "--porcelain", "--untracked-files=no", "--", "conf"):
         raise UserError(
-            "conf/ is not committed, and the experiment's would replace it: `git commit` it, or take it back with "
-            "`git checkout conf params.yaml`, then run again"
+            "conf/ is not committed, and the experiment's would replace it: `git commit` it, "
+            "or take it back with `git checkout conf params.yaml`, then run again"
         )
     project.dvc("exp", "apply", experiment)
     take_over(project)

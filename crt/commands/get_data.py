@@ -177,7 +177,8 @@ def _report(found: DataSet) -> None:
     )
     if found.left_out:
         print(
-            f"left out: {len(found.left_out)} training image(s) that the test set has too: {first_ten(found.left_out)}"
+            f"left out: {len(found.left_out)} training image(s) that the test set has too: "
+            f"{first_ten(found.left_out)}"
         )
     if found.skipped:
         print(f"left out: {len(found.skipped)} unreadable image(s): {first_ten(found.skipped)}")

@@ -32,7 +32,8 @@ def ingest(project: Project, source: Path, drop: str) -> None:
 
     Args:
         project: The repository.
-        source: A folder as `crt.drops.layout` describes it, an .npz, or a zip or tar archive of such a folder.
+        source: A folder as `crt.drops.layout` describes it, an .npz, or a zip or tar archive of such a
+            folder.
         drop: The new drop's name.
 
     Raises:
@@ -40,8 +41,8 @@ def ingest(project: Project, source: Path, drop: str) -> None:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", drop) or drop == "test":
         raise UserError(
-            f"{drop[:100]!r} cannot name a drop: use at most 100 letters, digits, - and _, a letter or digit first "
-            "(and not 'test')"
+            f"{drop[:100]!r} cannot name a drop: use at most 100 letters, digits, - and _, "
+            "a letter or digit first (and not 'test')"
         )
     if not source.exists():
         raise UserError(f"{source} is missing: name a folder, an .npz or an archive of images")
@@ -63,8 +64,8 @@ def ingest(project: Project, source: Path, drop: str) -> None:
             if known:
                 raise UserError(taken)
             raise UserError(
-                f"{target} exists, with other contents than {source}, but is no drop yet: run the `crt ingest` that "
-                "was killed once more, or move it elsewhere first"
+                f"{target} exists, with other contents than {source}, but is no drop yet: "
+                "run the `crt ingest` that was killed once more, or move it elsewhere first"
             )
 
     leave_sample_remote(project)
@@ -112,7 +113,8 @@ def drop_data(project: Project, drop: str) -> None:
     target = project.root / "data" / "train" / drop
     if lost := [name for name in unrecorded_files(project) if name.startswith(f"data/train/{drop}/")]:
         raise UserError(
-            f"{target} holds what DVC does not have ({first_ten(lost)}): `dvc add` it or move it elsewhere first"
+            f"{target} holds what DVC does not have ({first_ten(lost)}): "
+            "`dvc add` it or move it elsewhere first"
         )
 
     leave_sample_remote(project)
@@ -191,7 +193,7 @@ def _report(drop: str, summary: dict[str, Any]) -> None:
     counts = ", ".join(f"{name} {count}" for name, count in summary["classes"].items() if count)
     print(f"the drop {drop}: {summary['images']} images ({counts or 'no labels'})")
     for key, what in (
-        ("unlabelled", "unlabelled"),
+        ("unlabelled", "unlabeled"),
         ("duplicates", "copies of others in the drop"),
         ("skipped", "unreadable, left out when prepared"),
     ):

@@ -8,7 +8,7 @@ _FOLDERS = ("banks", "certificates", "data", "models", "prepared", "results")
 
 
 def explained(error: UserError) -> str:
-    """The error's message; for a file of the project that is missing or damaged, with the command that makes it."""
+    """The error's message; for a missing or damaged file of the project, with the command that makes it."""
     folder = _folder_of(error.path) if isinstance(error, FileError) else None
     if folder is None:
         return str(error)

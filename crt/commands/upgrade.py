@@ -12,7 +12,8 @@ def upgrade(project: Project) -> None:
     """Move choices, take over outputs, and say what must run again. Nothing runs.
 
     Raises:
-        UserError: files are in conflict that people have to look at, or a file that has to be there is missing.
+        UserError: files are in conflict that people have to look at, or a file that has to be there is
+            missing.
     """
     older = Older.find(project)
     done = None if older is None else run(project, older)
@@ -31,13 +32,14 @@ def _say(project: Project, older: Older, done: Upgraded) -> None:
         )
     for name in done.theirs:
         print(
-            f"both sides had changed {name}, and this version's was taken; values in use are in conf/choice.yaml. Yours:\n"
-            f"  git show {older.commit[:8]}:{name}"
+            f"both sides had changed {name}, and this version's was taken; values in use are in "
+            f"conf/choice.yaml. Yours:\n  git show {older.commit[:8]}:{name}"
         )
     pinned = ", ".join(f"{role} {ref.partition('#')[0]}" for role, ref in older.pins.items())
     releases = ", ".join(release.version for release in list_releases(project))
     print(
-        f"kept: drops {', '.join(older.params['data']['drops'])}; releases {releases or 'none'}; pinned {pinned or 'nothing'}"
+        f"kept: drops {', '.join(older.params['data']['drops'])}; releases {releases or 'none'}; "
+        f"pinned {pinned or 'nothing'}"
     )
     if done.taken:
         print("taken over, since nothing but code has changed; none of it runs again:")
@@ -45,7 +47,8 @@ def _say(project: Project, older: Older, done: Upgraded) -> None:
             print(f"  {name}{_cost(older.seconds(name))}")
     if done.removed:
         print(
-            f"removed: {len(done.removed)} files and folders that no stage writes any more, or that are written again"
+            f"removed: {len(done.removed)} files and folders that no stage writes any more, "
+            "or that are written again"
         )
     if done.again:
         print("must run:")

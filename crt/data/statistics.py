@@ -8,7 +8,7 @@ from crt.data.store import Store
 
 
 def mean_and_std(stores: Sequence[Store], chunk: int = 4096) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of all training pixels, in [0,1] units; exact, in one pass over the files.
+    """Mean and standard deviation per channel of all training pixels, in [0,1] units; exact, in one pass.
 
     A channel without any variation gets a standard deviation of 1.
     """

@@ -81,7 +81,8 @@ class Store:
         images: uint8 [N, H, W, C].
         labels: int64 [N], -1 = unlabelled.
         spec: What the images are.
-        fingerprint: Stands for names, pixels, labels, which images are set aside, and how the pixels came to their format.
+        fingerprint: Stands for names, pixels, labels, which images are set aside, and how the pixels came to
+            their format.
         validation: bool [N], the images that are set aside for validation. Training leaves them out.
     """
 

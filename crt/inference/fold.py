@@ -1,4 +1,4 @@
-"""BatchNorm folded into the layer before it: the same function, fewer operations, for networks that only infer."""
+"""BatchNorm folded into the layer before it, for networks that only infer: fewer operations."""
 
 import copy
 import warnings
@@ -21,11 +21,11 @@ class _Tracer(fx.Tracer):
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
-    """A copy of `model` for inference (eval mode, no gradients) with its BatchNorms folded where that is exact.
+    """A copy of `model` for inference (eval mode, no gradients), its BatchNorms folded where that is exact.
 
-    Folded are BatchNorms whose input is the output of one convolution or linear layer that nothing else uses; timm's
-    BatchNorm with an activation keeps the activation. Results agree up to floating point. A model that torch.fx cannot
-    trace is copied as it is, with a warning.
+    Folded are BatchNorms whose input is the output of one convolution or linear layer that nothing else uses;
+    timm's BatchNorm with an activation keeps the activation. Results agree up to floating point. A model that
+    torch.fx cannot trace is copied as it is, with a warning.
     """
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     if not _holds_batchnorm(frozen):
@@ -48,7 +48,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
 
 
 def _fold(node: fx.Node, modules: dict[str, Any], root: nn.Module) -> None:
-    """Fold the BatchNorm called at `node` into the layer that feeds it, if one does and it is the only user."""
+    """Fold the BatchNorm called at `node` into the layer that feeds it and nothing else, if there is one."""
     source, name = node.args[0], str(node.target)
     if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
         return

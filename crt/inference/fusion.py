@@ -1,7 +1,7 @@
 """Which convolutions of a traced network can take what directly follows them: a sum (a shortcut) and a ReLU.
 
-Kernels that do both while the convolution's result is in registers save two passes over memory. This module finds the
-places, on any device, and computes nothing.
+Kernels that do both while the convolution's result is in registers save two passes over memory. This module
+finds the places, on any device, and computes nothing.
 """
 
 import operator
@@ -41,7 +41,12 @@ class Shapes(fx.Interpreter):
 
 
 def find_fusions(module: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> list[Fused]:
-    """Every convolution, with the sum (of tensors of one shape) and the ReLU that directly follow it and need nothing else of it."""
+    """Every convolution, with the sum and the ReLU that directly follow it and are its only users.
+
+    Args:
+        module: The traced network.
+        shapes: Of what its nodes give; a sum must be of tensors of one shape.
+    """
     found, taken = list[Fused](), set[fx.Node]()
     for node in reversed(module.graph.nodes):  # of two that are added, the later one takes the sum
         if node.op != "call_module" or not is_convolution(module.get_submodule(str(node.target))):
@@ -64,7 +69,10 @@ def find_fusions(module: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -
 
 
 def _summand(total: fx.Node, conv: fx.Node, shapes: Mapping[fx.Node, torch.Size]) -> fx.Node | None:
-    """What the sum adds to the convolution's result; None: no tensor of its shape, or one that others see the sum in."""
+    """What the sum adds to the convolution's result.
+
+    None: it has another shape, or the sum overwrites it and others read it.
+    """
     others = [arg for arg in total.args if isinstance(arg, fx.Node) and arg is not conv]
     if len(others) != 1 or total.kwargs or shapes.get(others[0]) != shapes.get(conv):
         return None

@@ -1,8 +1,9 @@
-"""Convolutions in 8-bit integers, by oneDNN on a CPU: a network that only infers, much faster than in float32.
+"""Convolutions in 8-bit integers, by oneDNN on a CPU, for networks that only infer: faster than float32.
 
-Affine quantization after training (Jacob et al. 2018, arXiv 1712.05877): activations uint8 with one scale per tensor, weights
-with one scale per output channel, sums in int32, bias and everything that is no convolution in float32. Weights have 7
-bits: processors without VNNI add products in pairs in 16 bits, and 2 * 255 * 63 is the most that fits.
+Affine quantization after training (Jacob et al. 2018, arXiv 1712.05877): activations uint8 with one scale per
+tensor, weights with one scale per output channel, sums in int32, bias and everything that is no convolution
+in float32. Weights have 7 bits: processors without VNNI add products in pairs in 16 bits, and 2 * 255 * 63 is
+the most that fits.
 """
 
 import math
@@ -20,7 +21,7 @@ WEIGHT_LEVELS, ACTIVATION_LEVELS = 63, 255
 
 
 class Scale(NamedTuple):
-    """How a tensor stands in uint8: value = (integer - zero) * step; 0 is an integer, so that padding is exact."""
+    """How a tensor is stored as uint8: value = (integer - zero) * step. 0.0 is exact, so padding is too."""
 
     step: float
     zero: int
@@ -58,9 +59,10 @@ class Dequantize(nn.Module):
 
 
 class Convolution(nn.Module):
-    """uint8 [B, c_in, H, W] -> uint8 (or float32, where `out` is None) [B, c_out, H', W'], ReLU included if asked for.
+    """uint8 [B, c_in, H, W] -> uint8 (float32 where `out` is None) [B, c_out, H', W'], with its ReLU.
 
-    With `summand`, a second uint8 input of the output's shape is added before the ReLU; its memory takes the result.
+    With `summand`, a second uint8 input of the output's shape is added before the ReLU; its memory takes the
+    result.
     """
 
     def __init__(
@@ -119,11 +121,11 @@ class _Ranges(Shapes):
 
 
 def calibration_images(shape: torch.Size, sigma: float) -> Tensor:
-    """Made-up noisy images [CALIBRATION_IMAGES, C, H, W] for a network that takes images of `shape` [C, H, W].
+    """Made-up noisy images [CALIBRATION_IMAGES, C, H, W] for a network of images of `shape` [C, H, W].
 
-    As much variation at every scale, as natural images have (1/f spectrum), in [0,1], plus the noise. They take the place of
-    real images so that the integers depend on nothing but network, shape and sigma: who deploys a network gets the one
-    that was certified.
+    As much variation at every scale, as natural images have (1/f spectrum), in [0,1], plus the noise. They
+    take the place of real images so that the integers depend on nothing but network, shape and sigma: who
+    deploys a network gets the one that was certified.
     """
     generator, (C, H, W) = torch.Generator().manual_seed(0), shape
     images, side = torch.zeros(CALIBRATION_IMAGES, C, H, W), 1
@@ -149,24 +151,26 @@ def quantize(folded: nn.Module, shape: torch.Size, sigma: float) -> nn.Module:
     """
     if not isinstance(folded, fx.GraphModule) or not any(map(is_convolution, folded.modules())):
         raise UserError(
-            "precision int8 is for networks of convolutions with BatchNorm, such as ResNets: choose float32 for this one"
+            "precision int8 is for networks of convolutions with BatchNorm, such as ResNets: "
+            "choose float32 for this one"
         )
     depthwise = [name for name, module in folded.named_modules() if _is_depthwise(module)]
     if depthwise:
         raise UserError(
-            f"precision int8 makes networks with depthwise convolutions, such as {depthwise[0]}, no faster and risks their "
-            "accuracy: choose float32 for this one"
+            f"precision int8 makes networks with depthwise convolutions, such as {depthwise[0]}, no faster "
+            "and risks their accuracy: choose float32 for this one"
         )
     if not _kernels_are_there():
         raise UserError(
-            "precision int8 needs a build of torch with oneDNN's 8-bit kernels: choose float32 on this machine"
+            "precision int8 needs a build of torch with oneDNN's 8-bit kernels: "
+            "choose float32 on this machine"
         )
     return quantize_any(folded, shape, sigma)
 
 
 @torch.no_grad()
 def quantize_any(folded: nn.Module, shape: torch.Size, sigma: float) -> nn.Module:
-    """`quantize` without asking whether 8 bits suit the network; `benchmarks/int8.py` measures whether they do."""
+    """`quantize` without asking whether 8 bits suit the network, for `benchmarks/int8.py` to measure."""
     assert isinstance(folded, fx.GraphModule)
     skip_identities(folded)
     ranges = _Ranges(folded)
@@ -178,14 +182,14 @@ def quantize_any(folded: nn.Module, shape: torch.Size, sigma: float) -> nn.Modul
 def _is_depthwise(module: nn.Module) -> bool:
     """Whether each channel is convolved alone.
 
-    Around such convolutions the ranges of activations differ by far between channels and images, and reading and writing
-    them takes more time than the products.
+    Around such convolutions the ranges of activations differ by far between channels and images, and reading
+    and writing them takes more time than the products.
     """
     return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
 
 
 def _kernels_are_there() -> bool:
-    """They are what torch.compile itself calls, no public API, so their form is looked at before it is relied on."""
+    """Whether torch has the kernels in the form that is used here: they are torch.compile's, no public API."""
     try:
         arguments = torch.ops.onednn.qconv2d_pointwise.binary._schema.arguments
     except AttributeError:
@@ -194,7 +198,7 @@ def _kernels_are_there() -> bool:
 
 
 def _rewrite(module: fx.GraphModule, fusions: list[Fused], ranges: _Ranges) -> fx.GraphModule:
-    """The graph with fused convolutions; a tensor changes between uint8 and float32 where it is needed as the other."""
+    """The graph with fused convolutions; tensors change between uint8 and float32 where that is needed."""
     last = {fused.nodes[-1]: fused for fused in fusions}
     inner = {node for fused in fusions for node in fused.nodes[:-1]}
     wanted = {f.conv.args[0] for f in fusions} | {f.summand for f in fusions}  # as uint8

@@ -32,7 +32,8 @@ class Batch:
         images: float [B, C, H, W] in [0,1].
         labels: int64 [B], -1 = unlabelled.
         epoch: Epochs done so far, with a fraction within the epoch; for warm-ups.
-        rows: int64 [B] on the CPU, each image's number among all that training has; None where that is not known.
+        rows: int64 [B] on the CPU, each image's number among all that training has; None where that is not
+            known.
     """
 
     images: Tensor
@@ -128,8 +129,8 @@ def find_method(name: str) -> Kind:
 def standard_normal_like(images: Tensor, generator: torch.Generator) -> Tensor:
     """N(0, I) draws of images' shape, type and memory format [B, C, H, W].
 
-    They are drawn in the order of memory: torch's CPU kernel is eight times slower where that is not the order of axes,
-    as in channels-last images.
+    They are drawn in the order of memory: torch's CPU kernel is eight times slower where that is not the
+    order of axes, as in channels-last images.
     """
     noise = torch.empty_like(images)  # dense, whatever the memory format
     noise.as_strided((noise.numel(),), (1,)).normal_(generator=generator)

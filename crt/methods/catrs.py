@@ -1,9 +1,9 @@
 """CAT-RS: confidence-aware training for randomized smoothing (Jeong et al. 2023, arXiv 2212.09000).
 
 The published class frequencies of the auxiliary classifier are a file made beforehand with 10,000 votes of a
-Gaussian-trained network for one crop of each training image. Here `num_votes` votes are drawn in each step for the very
-crop that is trained on: given the moved noise, the gradient of the KL is linear in the frequencies, so fewer votes add
-noise but no bias to it.
+Gaussian-trained network for one crop of each training image. Here `num_votes` votes are drawn in each step
+for the very crop that is trained on: given the moved noise, the gradient of the KL is linear in the
+frequencies, so fewer votes add noise but no bias to it.
 """
 
 from typing import Literal
@@ -45,8 +45,8 @@ def catrs(
         steps: attack steps.
         epsilon: largest l2 norm of v - e, [0,1] pixel units.
         lbd: weight of the worst-case term.
-        votes_from: `teacher` as published (a Gaussian-trained one); `self`: the network in training, where there is
-            no other.
+        votes_from: `teacher` as published (a Gaussian-trained one); `self`: the network in training, where
+            there is no other.
         num_votes: votes per image and step.
         vote_sigma: noise of the votes; published: 0.25 whatever the sigma of training.
         teacher: the auxiliary classifier.
@@ -107,9 +107,9 @@ def attack_noise(
 ) -> Tensor:
     """Noise [m, B, C, H, W] moved to maximise KL(frequencies || prediction), one perturbation per draw; detached.
 
-    After each step of length 2 epsilon / steps, noise is taken back into the l2 ball of radius epsilon around the
-    draw, then to the draw's mean and second moment, so that it still looks Gaussian; the last may exceed the ball
-    slightly. Nothing is clipped.
+    After each step of length 2 epsilon / steps, noise is taken back into the l2 ball of radius epsilon around
+    the draw, then to the draw's mean and second moment, so that it still looks Gaussian; the last may exceed
+    the ball slightly. Nothing is clipped.
     """
     mean, scale = _moments(noise)
     moved = noise

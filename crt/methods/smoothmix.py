@@ -30,14 +30,16 @@ def smoothmix(
         L = mean_{b,i} CE(f(s_b + e_ib), y_b) + eta * w * mean_{b,i} c_b KL(ymix_b || softmax(f(xmix_b + e_ib)))
         xmix = (1 - lam) s + lam xadv,  ymix = (1 - lam) pbar + lam / K,  lam_b ~ U[0, 1/2]
 
-    with pbar the mean prediction at s (not detached: the gradient flows through the target), c_b = 1 where its top
-    class is y_b, and w the warm-up.
+    with pbar the mean prediction at s (not detached: the gradient flows through the target), c_b = 1 where
+    its top class is y_b, and w the warm-up.
 
     Args:
         num_noise: noise draws per image (m); a step sees 2 m * B noisy images.
         steps: attack steps.
-        step_size: l2 length of an attack step, [0,1] pixel units; there is no ball, the way is up to steps * step_size.
-        mix_step: s is the iterate of this number, at most step_size * mix_step (times w) away; 0: the image itself.
+        step_size: l2 length of an attack step, [0,1] pixel units; there is no ball, the way is up to steps *
+            step_size.
+        mix_step: s is the iterate of this number, at most step_size * mix_step (times w) away; 0: the image
+            itself.
         eta: weight of the mix term, reached after `warmup_epochs` epochs (0: at once).
     """
 

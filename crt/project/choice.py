@@ -50,7 +50,8 @@ class Choice:
             items = list(entry.items()) if isinstance(entry, dict) else []
             if len(items) != 1 or not str(items[0][0]).startswith(_OVERRIDE) or items[0][1] is None:
                 raise UserError(
-                    f"{source}: the entry {entry!r} of its defaults list is not of the form `override /GROUP: OPTION`"
+                    f"{source}: the entry {entry!r} of its defaults list is not of the form "
+                    "`override /GROUP: OPTION`: correct it, or restore the file with git"
                 )
             options[str(items[0][0]).removeprefix(_OVERRIDE)] = str(items[0][1])
         return cls(options, values)

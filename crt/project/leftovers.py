@@ -41,7 +41,7 @@ def remove_leftovers(root: Path, params: dict[str, Any]) -> None:
 
 
 def _remove_records(root: Path, params: dict[str, Any], gone: list[Path]) -> None:
-    """Take stages that no longer exist out of dvc.lock, and add the outputs that only they write to `gone`."""
+    """Take stages that no longer exist out of dvc.lock, and add to `gone` what only they write."""
     lock = root / "dvc.lock"
     if not lock.exists():
         return

@@ -1,7 +1,7 @@
 """A project as an older version made it, and how this version says the same.
 
-That version kept choices in conf/dataset.yaml, conf/pinned.yaml, edits of conf/ and a patched params.yaml. Its stages existed for
-roles that were not pinned, too, and training's seconds stood among its results.
+That version kept choices in conf/dataset.yaml, conf/pinned.yaml, edits of conf/ and a patched params.yaml.
+Its stages existed for roles that were not pinned, too, and training's seconds stood among its results.
 """
 
 import copy
@@ -36,14 +36,16 @@ KEYS = {
 
 STAYS = ("preset", "teacher", "student")  # what it had is chosen by name, whatever the default is or will be
 
-# Parameters that it did not have, and what they must be for a stage to do what it did; ...: whatever they are.
+# Parameters that it did not have, and what they must be for a stage to do what it did; ...: whatever they
+# are.
 NEW = {
     "data.validation": 0.0,  # nothing is set aside
     "student.args_for": ...,  # the stages do not read it
     "teacher.trained": ...,  # these two only name stages
     "teacher.fetched": ...,
 }
-# Parameters that a stage had, and that do not matter: runtime.precision decides alone; fetching trains nothing.
+# Parameters that a stage had, and that do not matter: runtime.precision decides alone; fetching trains
+# nothing.
 RECIPE = (
     "epochs",
     "batch_size",
@@ -61,7 +63,8 @@ RETIRED = {
     "fetch_teacher": ("data.augment.", "runtime.", *(f"teacher.{name}" for name in RECIPE)),
 }
 
-# The stage of the older version that made what a stage makes now; None: its own name. Certificates are of another kind now.
+# The stage of the older version that made what a stage makes now; None: its own name. Certificates are of
+# another kind now.
 BEFORE = {
     "prepare_test": None,
     "prepare": None,
@@ -102,7 +105,7 @@ class Older:
 
     @classmethod
     def find(cls, project: Project) -> "Older | None":
-        """The state before the merge, done or in progress, that brought conf/choice.yaml; None: there was no such merge.
+        """The state before the merge (or in it) that brought conf/choice.yaml; None: there is no such merge.
 
         Raises:
             UserError: its version is another one than 0.1.0.
@@ -145,7 +148,7 @@ class Older:
         return {role: ref for role, ref in pins.items() if ref is not None}
 
     def choice(self, conf: Conf) -> Choice:
-        """What was chosen by name, as far as `conf` has options of that name, what lies in data/, and what is pinned."""
+        """What was chosen by name, as far as `conf` has such options; what lies in data/; what is pinned."""
         named = {  # a preset comes first: it chooses some of the others
             "preset": self._in_config("experiment@_global_"),
             "data": self._in_config("data"),
@@ -173,14 +176,14 @@ class Older:
         return Choice(options, values)
 
     def wanted(self, composed: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters `composed`, with each of its own values that still exists in place of what conf/ has now."""
+        """The parameters `composed`, with this state's own value of each that it had."""
         over = copy.deepcopy(self.params)
         over["data"]["validation"] = NEW["data.validation"]
         over["student"]["args_for"] = over["student"]["arch"]  # they fitted each other
         return _over(composed, over)
 
     def networks(self, student: str, option: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """What a student option of the project's own stood for, by scale, as conf/network/<scale>/<student>.yaml says it.
+        """The networks of a student option of the project's own, by scale, as conf/network/<scale>/ has them.
 
         Args:
             student: The option's name.
@@ -206,7 +209,7 @@ class Older:
     # Stages
 
     def record_of(self, stage: str) -> dict[str, Any] | None:
-        """The record of the stage that made what `stage` makes now; None: there was none, or it made something else."""
+        """The record of the stage that made what `stage` makes now; None: there was none."""
         kind, _, item = stage.partition("@")
         if kind not in BEFORE:
             return None
@@ -214,7 +217,7 @@ class Older:
         return found
 
     def objection(self, stage: str, params: Mapping[str, Any], data: Mapping[str, str | None]) -> str | None:
-        """Why the outputs of `stage` cannot be taken over, in words; None: nothing but code has changed since they were made.
+        """Why the outputs of `stage` cannot be taken over, in words; None: nothing but code has changed.
 
         Args:
             stage: Its name now.
@@ -253,7 +256,7 @@ class Older:
         return None
 
     def _same_images(self, path: str) -> bool:
-        """Whether a prepared drop, or all of them, has the same images and labels in the same order, in whatever format."""
+        """Whether a prepared drop, or each of them, has the same images and labels in the same order."""
         parts = PurePosixPath(path).parts
         if parts == ("prepared", "train"):
             return all(self._same_images(f"{path}/{drop}") for drop in self.params["data"]["drops"])
@@ -268,7 +271,7 @@ class Older:
         return bool(json.loads(before)["fingerprint"] == json.loads(now)["fingerprint"])
 
     def _edited(self, record: Mapping[str, Any]) -> str | None:
-        """Whether a stage's code had changed since it ran, so that its outputs were out of date before the merge."""
+        """Which code of a stage had changed since it ran, in words: it was out of date before the merge."""
         for dep in record["deps"]:
             path = dep["path"]
             if path.startswith(CODE):

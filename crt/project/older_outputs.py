@@ -42,7 +42,7 @@ def convert(older: Older, stage: str, out: str, *, cached: bool) -> None:
 
 
 def _convert_prepared(folder: Path, resize: str) -> None:
-    """Format 1 of a prepared drop to format 2: how images were resized, and that none is set aside for validation."""
+    """Format 1 of a prepared drop to format 2: how images were resized, and that none is for validation."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -62,7 +62,7 @@ def _convert_prepared(folder: Path, resize: str) -> None:
 
 
 def _summary(facts: dict[str, Any]) -> dict[str, Any]:
-    """The summary of a prepared drop: no image is set aside; of what kinds the ignored files were was not counted."""
+    """The summary of a prepared drop: no image is set aside; ignored files were not counted by kind."""
     nothing = {"images": 0, "classes": dict.fromkeys(facts["classes"], 0), "whole_classes": []}
     found = {}
     for key, value in facts.items():

@@ -36,7 +36,8 @@ class Project:
     def __init__(self, root: Path = Path()) -> None:
         if not (root / "dvc.yaml").is_file():
             raise UserError(
-                f"{root.resolve()} is not the root of a project (no dvc.yaml): go there, or name it with --root"
+                f"{root.resolve()} is not the root of a project (no dvc.yaml): "
+                "go there, or name it with --root"
             )
         self.root = root
         self.conf = Conf(root / "conf")
@@ -62,7 +63,8 @@ class Project:
             lines = (done.stderr or "").strip().splitlines()
             reason = next((line for line in lines if line.startswith("ERROR")), "its message stands above")
             raise UserError(
-                f"`dvc {' '.join(arguments)}` failed in {self.root.resolve()} ({reason}): fix that and run again"
+                f"`dvc {' '.join(arguments)}` failed in {self.root.resolve()} ({reason}): "
+                "fix that and run again"
             )
         return done.stdout
 
@@ -173,7 +175,8 @@ class Project:
             found = yaml.safe_load(self.params_file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{self.params_file} is not YAML ({str(error).splitlines()[0]}): delete it, then run `crt compose`"
+                f"{self.params_file} is not YAML ({str(error).splitlines()[0]}): "
+                "delete it, then run `crt compose`"
             ) from None
         if not isinstance(found, dict):
             raise UserError(f"{self.params_file} is empty or no mapping: delete it, then run `crt compose`")

@@ -116,8 +116,8 @@ def choice_for(params: dict[str, Any], conf: Conf) -> Choice:
     if left:
         raise UserError(
             f"params.yaml {'lacks' if all(not _is_there(params, path) for path in left) else 'has'} "
-            f"{', '.join(map(dotted, left))}, which no choice in conf/ can say: delete params.yaml to follow conf/, "
-            "then run again"
+            f"{', '.join(map(dotted, left))}, which no choice in conf/ can say: "
+            "delete params.yaml to follow conf/, then run again"
         )
     return choice
 
@@ -172,8 +172,9 @@ def _with(choice: Choice, said: _Difference, conf: Conf) -> Choice:
 def _check_one_changed(name: str, before: Any, chosen: Any, left_over: Any) -> None:
     if chosen not in (before, left_over):
         raise UserError(
-            f"{name} is {_plain(left_over)} in params.yaml and {_plain(chosen)} in conf/choice.yaml, and both are new: "
-            "delete params.yaml to keep the latter, or `git checkout conf/choice.yaml` to keep the former, then run again"
+            f"{name} is {_plain(left_over)} in params.yaml and {_plain(chosen)} in conf/choice.yaml, and "
+            "both are new: delete params.yaml to keep the latter, or `git checkout conf/choice.yaml` to keep "
+            "the former, then run again"
         )
 
 

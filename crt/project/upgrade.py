@@ -1,8 +1,8 @@
 """What follows `git merge` of this version into a project that an older one made.
 
-Choices move to conf/choice.yaml. Outputs whose stage was only renamed, or of which nothing but the code changed, are taken over: a
-teacher is not trained again because its stage has another name. No stage runs. Each step can be repeated, so after a kill the
-same command ends what was begun.
+Choices move to conf/choice.yaml. Outputs whose stage was only renamed, or of which nothing but the code
+changed, are taken over: a teacher is not trained again because its stage has another name. No stage runs.
+Each step can be repeated, so after a kill the same command ends what was begun.
 """
 
 import re
@@ -18,7 +18,7 @@ from crt.errors import UserError
 from crt.files import write_text
 from crt.project.choice import Choice
 from crt.project.conf import CHOICE, Conf
-from crt.project.older import CODE, Older, has, lock_at
+from crt.project.older import CODE, Older, has
 from crt.project.older_outputs import convert
 from crt.project.repository import Project
 from crt.project.takeover import choice_for
@@ -52,7 +52,8 @@ def upgrade(project: Project, older: Older) -> Upgraded:
     """Make the project, as `git merge` left it, one of this version.
 
     Raises:
-        UserError: files are in conflict that people have to look at, or a file that has to be there is missing.
+        UserError: files are in conflict that people have to look at, or a file that has to be there is
+            missing.
     """
     done = Upgraded()
     conflicts = unmerged(project)
@@ -117,7 +118,7 @@ def _records(project: Project) -> dict[str, Any]:
 
 
 def _settle_files(project: Project, older: Older, conflicts: list[str]) -> list[str]:
-    """Take this version's file in each conflict, its config.yaml and choice.yaml; remove what it has not in conf/ any more.
+    """Take this version's files in conflicts, config.yaml and choice.yaml; remove what it no longer has.
 
     Returns:
         The option files among the conflicts.
@@ -183,7 +184,7 @@ def _choice(project: Project, older: Older) -> Choice:
 
 
 def _take_over(project: Project, older: Older, done: Upgraded) -> None:
-    """Record the outputs that need not be made again, and remove those that no stage has, or that must be made again."""
+    """Record the outputs that need not be made again; remove those that no stage has or that are made again."""
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
 
@@ -248,7 +249,7 @@ def _params(stage: Any) -> dict[str, Any]:
 
 
 def _data(stage: Any) -> dict[str, str | None]:
-    """The MD5 of a stage's dependencies that are neither parameters nor code; None of those that are not there.
+    """The MD5 of a stage's dependencies that are neither parameters nor code; None: it is not there.
 
     Raises:
         UserError: raw data is not there.
@@ -296,7 +297,7 @@ def _get(project: Project, older: Older, path: Path) -> None:
         files.get(name, str(aside), recursive=True)
     except (OSError, DvcException) as error:
         raise UserError(
-            f"{name} of {older.commit[:8]} can be got neither from DVC's cache nor from its remote ({error}): "
+            f"{name} of {older.commit[:8]} is neither in DVC's cache nor in its remote ({error}): "
             "`dvc push` where it was made, then run again"
         ) from None
     if path.is_dir():

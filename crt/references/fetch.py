@@ -71,10 +71,10 @@ def what_came_instead(start: bytes) -> str | None:
 
 
 def check_scheme(url: str) -> None:
-    """Hold an address to https, or http on this machine.
+    """Check that an address is https, or http on this machine.
 
     Raises:
-        UserError: it is another one.
+        UserError: It is another one.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
@@ -84,7 +84,7 @@ def check_scheme(url: str) -> None:
 
 
 def _session() -> requests.Session:
-    """Connections that fail, and answers that ask to come again, are tried again; a server does not say for how long."""
+    """Tries again where a connection fails or a server asks for it, after pauses of our own."""
     retry = Retry(
         RETRIES,
         backoff_factor=BACKOFF,
@@ -102,7 +102,8 @@ def _receive(answer: requests.Response, url: str, aside: Path) -> str:
     """Write an answer's body to `aside`; its SHA-256, hex."""
     if answer.status_code >= 400:
         raise UserError(
-            f"{url}: the server answered {answer.status_code} {answer.reason}: check the address and that you may read it"
+            f"{url}: the server answered {answer.status_code} {answer.reason}: "
+            "check the address and that you may read it"
         )
     total, size, digest = answer.raw.length_remaining, 0, hashlib.sha256()
     with (
@@ -116,7 +117,8 @@ def _receive(answer: requests.Response, url: str, aside: Path) -> str:
             size += len(block)
             if max(size, total or 0) > LARGEST:
                 raise UserError(
-                    f"{url} has more than {LARGEST} bytes, more than any classifier's weights: check the address"
+                    f"{url} has more than {LARGEST} bytes, more than any classifier's weights: "
+                    "check the address"
                 )
             file.write(block)
             digest.update(block)

@@ -1,7 +1,7 @@
-"""Get a model from another place that DVC knows: an artifact of a repository by its version, or a remote's URL.
+"""Get a model from a place that DVC knows: an artifact of a repository by its version, or a remote's URL.
 
-A folder in our format is fetched as the two files that make it, by name: nothing else in it, and no name from there,
-reaches this disk.
+A folder in our format is fetched as the two files that make it, by name: nothing else in it, and no name from
+there, reaches this disk.
 """
 
 from pathlib import Path
@@ -14,10 +14,11 @@ FILES = ("model.json", "model.safetensors")
 
 
 def get_artifact(repo: str, artifact: str, version: str | None, target: Path) -> None:
-    """Get the artifact of a DVC repository (its path or git URL) at a version, a GTO tag `<artifact>@<version>`.
+    """Get an artifact of a DVC repository (a path or a git URL) at a version, a tag `<artifact>@<version>`.
 
     Raises:
-        UserError: no such repository, artifact or version (known versions are listed), or its data cannot be had.
+        UserError: No such repository, artifact or version (known versions are listed), or its data cannot be
+            fetched.
     """
     from dvc.api import DVCFileSystem, artifacts_show
     from dvc.exceptions import ArtifactNotFoundError
@@ -35,18 +36,20 @@ def get_artifact(repo: str, artifact: str, version: str | None, target: Path) ->
         _copy(fs, "/" + Path(found["path"]).as_posix(), target)
     except ArtifactNotFoundError:
         raise UserError(
-            f"{name} has version {version}, but dvc.yaml does not name it there: choose another of {', '.join(known)}"
+            f"{name} has version {version}, but dvc.yaml does not name it there: "
+            f"choose another of {', '.join(known)}"
         ) from None
     except UserError:
         raise
     except Exception as error:  # each storage raises its own library's errors
         raise UserError(
-            f"{name} at {version} cannot be fetched ({_line(error)}): check that its data is pushed and that you may read it"
+            f"{name} at {version} cannot be fetched ({_line(error)}): "
+            "check that its data is pushed and that you may read it"
         ) from error
 
 
 def get_url(url: str, root: Path, target: Path) -> None:
-    """Get a file or a model folder from a URL of any scheme that DVC has a plug-in for, as `dvc get-url` does.
+    """Get a file or a model folder from a URL that DVC has a plug-in for, as `dvc get-url` does.
 
     `remote://<name>/<path>` and settings of remotes are those of the repository at `root`.
 
@@ -82,7 +85,8 @@ def _copy(fs: Any, path: str, target: Path) -> None:
             source = f"{path.rstrip('/')}/{name}"
             if not fs.exists(source):
                 raise UserError(
-                    f"{path} holds no {name} that can be read: name a model folder or a file, and check that its data is pushed"
+                    f"{path} holds no {name} that can be read: name a model folder or a file, "
+                    "and check that its data is pushed"
                 )
             _copy_file(fs, source, folder / name)
 

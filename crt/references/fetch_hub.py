@@ -16,7 +16,8 @@ def is_commit(revision: str) -> bool:
 def get_hub_file(repo: str, file: str, revision: str) -> tuple[Path, str | None]:
     """The file's place in the cache (HF_HOME), and the SHA-256 that the hub states for it, if it states one.
 
-    The hub's library sends the token of `hf auth login` or HF_TOKEN, resumes what broke off and downloads nothing twice.
+    The hub's library sends the token of `hf auth login` or HF_TOKEN, resumes what broke off and downloads
+    nothing twice.
 
     Raises:
         UserError: no such repository, revision or file, no permission to read it, or it cannot be downloaded.
@@ -29,12 +30,13 @@ def get_hub_file(repo: str, file: str, revision: str) -> tuple[Path, str | None]
         place = Path(hf_hub_download(repo, file, revision=revision, endpoint=endpoint))
     except errors.GatedRepoError:
         raise UserError(
-            f"{repo} on the hub is gated: accept its terms on its page and set HF_TOKEN to a token that may read it"
+            f"{repo} on the hub is gated: accept its terms on its page and set HF_TOKEN to a token "
+            "that may read it"
         ) from None
     except errors.RepositoryNotFoundError:
         raise UserError(
-            f"the hub shows no repository {repo}: check its name and, if it is private, set HF_TOKEN to a token "
-            "that may read it"
+            f"the hub shows no repository {repo}: check its name and, if it is private, "
+            "set HF_TOKEN to a token that may read it"
         ) from None
     except errors.RevisionNotFoundError:
         known = ", ".join(_revisions(repo, endpoint)) or "none"

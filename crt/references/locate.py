@@ -31,10 +31,14 @@ class Reference:
 
 
 def parse(text: str, sha256: str | None = None) -> Reference:
-    """Read a reference. Its SHA-256 may stand behind it, as in `path:teacher.pth#sha256=<hex>`, or be given apart.
+    """Read a reference.
+
+    Args:
+        text: The reference, perhaps with its SHA-256 behind it: `path:teacher.pth#sha256=<hex>`.
+        sha256: The SHA-256, where it is given apart.
 
     Raises:
-        UserError: an unknown form, no SHA-256, or two different ones.
+        UserError: An unknown form, no SHA-256, or two different ones.
     """
     ref, pin, behind = text.partition(_PIN)
     form, colon, rest = ref.partition(":")
@@ -57,18 +61,19 @@ def parse(text: str, sha256: str | None = None) -> Reference:
 def locate(ref: Reference, root: Path, work: Path) -> Path:
     """The model folder, or the file of weights, that `ref` names.
 
-    `path:` is relative to `root`. What lies elsewhere is fetched into `work`, where it is found again, or for the hub into
-    the hub's own cache. A SHA-256 is that of the file, or of a folder's weights.
+    `path:` is relative to `root`. What lies elsewhere is fetched into `work`, where it is found again, or for
+    the hub into the hub's own cache. A SHA-256 is that of the file, or of a folder's weights.
 
     Raises:
-        UserError: it is not there or cannot be fetched, it is not pinned where its source can change, or its hash is
-            another one.
+        UserError: it is not there or cannot be fetched, it is not pinned where its source can change, or its
+            hash is another one.
     """
     if ref.form == "path":
         place = root / ref.rest
         if not place.is_file() and not (place / "model.json").is_file():
             raise UserError(
-                f"model reference {ref.text!r}: {place} is no file and holds no model.json: check the path, and that its data is on this machine"
+                f"model reference {ref.text!r}: {place} is no file and holds no model.json: "
+                "check the path, and that its data is on this machine"
             )
         return _checked(ref, place)
     target = work / hashlib.sha256(f"{ref.text} {ref.sha256}".encode()).hexdigest()[:16]
@@ -78,8 +83,8 @@ def locate(ref: Reference, root: Path, work: Path) -> Path:
         return _from_registry(ref, root, target)
     if ref.sha256 is None:
         raise UserError(
-            f"model reference {ref.text!r} can change: write #sha256=<hex> behind it, the hash of the file of weights, "
-            "or give sha256 beside it"
+            f"model reference {ref.text!r} can change: write #sha256=<hex> behind it, the hash of the file "
+            "of weights, or give sha256 beside it"
         )
     if ref.form in ("https", "http"):
         from crt.references.fetch import download
@@ -149,12 +154,13 @@ def _from_hub(ref: Reference) -> Path:
     repo, revision, file = match.groups()
     if revision is None:
         raise UserError(
-            f"model reference {ref.text!r} has no revision: write hf://{repo}@REVISION/{file}, best a commit hash"
+            f"model reference {ref.text!r} has no revision: write hf://{repo}@REVISION/{file}, "
+            "best a commit hash"
         )
     if ref.sha256 is None and not is_commit(revision):
         raise UserError(
-            f"model reference {ref.text!r} can change, since {revision!r} is no commit hash: give that, or write "
-            "#sha256=<hex> behind it"
+            f"model reference {ref.text!r} can change, since {revision!r} is no commit hash: give that, "
+            "or write #sha256=<hex> behind it"
         )
     place, stated = get_hub_file(repo, file, revision)
     return _checked(replace(ref, sha256=ref.sha256 or stated), place)

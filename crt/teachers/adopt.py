@@ -1,4 +1,4 @@
-"""Make a fetched model this pipeline's teacher: fetch, recognize, check on this data, write as a model folder.
+"""Make a fetched model the teacher: fetch, recognize, check on this data, write as a model folder.
 
 What is recognized is told on standard error, and recorded in the model folder and in the results.
 """
@@ -46,14 +46,23 @@ def adopt(
     folder: Path,
     results: Path,
 ) -> None:
-    """Fetch the teacher, check it on the prepared `drop`, and write the model `folder` and the results.
+    """Fetch the teacher, check it on a prepared drop, and write its model folder and the results.
 
-    root: the repository's, which `path:` references are relative to; work: holds downloads until they are used. Nothing is
-    written unless all is well.
+    Nothing is written unless all is well.
+
+    Args:
+        teacher: Where it is, and what its file does not say.
+        config: Sigma and seed.
+        drop: The prepared drop that it is checked on.
+        root: The folder that `path:` references are relative to.
+        work: The folder for downloads, removed at the end.
+        device: Where it is checked.
+        folder: Where the model goes.
+        results: Where the facts go, JSON.
 
     Raises:
-        UserError: it cannot be had, is no classifier of these images, something must be given that the file does not
-            tell, or it cannot be used at `config.sigma`; the likely cause is named.
+        UserError: It cannot be fetched, is no classifier of these images, something must be given that the
+            file does not say, or it cannot be used at `config.sigma`; the likely cause is named.
     """
     refs = [teacher.ref] if teacher.ref is not None else teacher.refs  # one is given: see FetchedTeacher
     store = open_store(drop)
@@ -84,13 +93,7 @@ def _one(
     ref: Reference, place: Path, teacher: FetchedTeacher, config: Config, store: Store, probe: Probe
 ) -> tuple[BaseClassifier, ModelInfo, dict[str, Any]]:
     """One model, checked; its description; what was found."""
-    weights = weights_of(place)
-    sha256 = sha256_of(weights)
-    if ref.form == "path" and ref.sha256 is None:
-        raise UserError(
-            f"teacher reference {ref.text!r} can change: its SHA-256 is {sha256} now; if that is the file you mean, "
-            "set teacher.sha256 to it, or write it behind the reference as #sha256=..."
-        )
+    sha256 = _pinned(ref, place)
     _say(f"{ref.text} (SHA-256 {sha256})")
     choices = candidates(store.spec.channels, mean_and_std([store]))
     if place.is_dir():
@@ -114,9 +117,8 @@ def _one(
         "normalization": how,
         "evidence": {e.candidate.name: {"sigma": e.sigma, "mismatch": e.mismatch} for e in evidence},
     }
-    _say(
-        f"{info.arch} with {len(classes)} classes ({', '.join(classes[:3])}, ...), trained with sigma {info.sigma:g}"
-    )
+    named = ", ".join(classes[:3])
+    _say(f"{info.arch} with {len(classes)} classes ({named}, ...), trained with sigma {info.sigma:g}")
     _say(f"normalization {how}: mean {_numbers(info.mean)}, std {_numbers(info.std)}")
     _say(f"{_percent(value)} of {len(probe.labels)} noisy training images right at sigma {config.sigma:g}")
 
@@ -134,13 +136,24 @@ def _one(
 
     if info.sigma != config.sigma:
         raise UserError(
-            f"the teacher {ref.text} was trained with sigma {info.sigma:g} and is to be used at {config.sigma:g}: "
-            f"set sigma to {info.sigma:g}, or take another teacher"
+            f"the teacher {ref.text} was trained with sigma {info.sigma:g} and is to be used at "
+            f"{config.sigma:g}: set sigma to {info.sigma:g}, or take another teacher"
         )
     wrong = cause(model, probe, config.sigma, store.spec.classes, value, other_normalizations)
     if wrong is not None:
         raise UserError(f"the teacher {ref.text} cannot be used here: {wrong}")
     return model, info, facts
+
+
+def _pinned(ref: Reference, place: Path) -> str:
+    """The SHA-256 of the weights, which a reference to a file that can change must state."""
+    sha256 = sha256_of(weights_of(place))
+    if ref.form == "path" and ref.sha256 is None:
+        raise UserError(
+            f"teacher reference {ref.text!r} can change: its SHA-256 is {sha256} now; if that is the file "
+            "you mean, set teacher.sha256 to it, or write it behind the reference as #sha256=..."
+        )
+    return sha256
 
 
 def _our_own(folder: Path, store: Store, device: torch.device) -> Model:
@@ -196,7 +209,8 @@ def _with_classes(found: Published, source: str, teacher: FetchedTeacher, store:
     classes = store.spec.classes
     if found.num_classes != len(classes):
         raise UserError(
-            f"{source} has {found.num_classes} outputs and data/classes.txt has {len(classes)} classes: take a teacher of these classes"
+            f"{source} has {found.num_classes} outputs and data/classes.txt has {len(classes)} classes: "
+            "take a teacher of these classes"
         )
     if teacher.classes is None:
         _say("its outputs are taken to be in the order of data/classes.txt (else set teacher.classes)")
@@ -204,7 +218,8 @@ def _with_classes(found: Published, source: str, teacher: FetchedTeacher, store:
     if sorted(teacher.classes) != sorted(classes):
         different = sorted(set(teacher.classes) ^ set(classes))
         raise UserError(
-            f"teacher.classes and data/classes.txt name different classes ({', '.join(different[:3]) or 'one twice'}): give the same names"
+            "teacher.classes and data/classes.txt name different classes "
+            f"({', '.join(different[:3]) or 'one twice'}): give the same names"
         )
     return in_order(found, teacher.classes, classes)
 
@@ -223,7 +238,8 @@ def _given(teacher: FetchedTeacher, found: Published, channels: int) -> tuple[Ca
             mean, std = (tuple(values) if len(values) > 1 else tuple(values) * channels for values in front)
             if not len(mean) == len(std) == channels or min(std) <= 0:
                 raise UserError(
-                    f"the normalization {name} does not fit {channels} channels: set teacher.mean and teacher.std"
+                    f"the normalization {name} does not fit {channels} channels: "
+                    "set teacher.mean and teacher.std"
                 )
             return Candidate(name, mean, std), how
     return None
@@ -261,11 +277,11 @@ def _sigma(source: str, teacher: FetchedTeacher, evidence: Sequence[Evidence], c
 
 
 def _probe(store: Store, seed: int, device: torch.device) -> Probe:
-    """Labelled images, spread over the drop."""
+    """Labeled images, spread over the drop."""
     labelled = [i for i, label in enumerate(store.labels.tolist()) if label >= 0]
     if len(labelled) < 2:
         raise UserError(
-            f"{store.path} has no labelled images to check the teacher on: choose another teacher.drop"
+            f"{store.path} has no labeled images to check the teacher on: choose another teacher.drop"
         )
     generator = torch.Generator().manual_seed(derive_seed(seed, "probe"))
     chosen = torch.randperm(len(labelled), generator=generator)[:PROBE_IMAGES].tolist()

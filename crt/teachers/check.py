@@ -1,4 +1,4 @@
-"""Is a fetched teacher any good here? Its accuracy on noisy training images, and if it is bad, the likely cause."""
+"""A fetched teacher's accuracy on noisy training images and, if it is bad, the likely cause."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,17 +7,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# A useful teacher is right in more cases than chance by this share of what chance leaves. Published classifiers have
-# 0.35 and more, on CIFAR-10 at sigma 1 and on ImageNet alike; chance and wrong class orders are at 0.
+# A useful teacher is right in more cases than chance by this share of what chance leaves. Published
+# classifiers have 0.35 and more, on CIFAR-10 at sigma 1 and on ImageNet alike; chance and wrong class orders
+# are at 0.
 USEFUL = 0.15
 GAIN = 0.1  # an explanation that is worth naming raises the accuracy by so much
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Labelled training images and one noise draw of each, the same for all that is tried.
+    """Labeled training images and one noise draw of each, the same for all that is tried.
 
-    images: float [N, C, H, W] in [0,1]; labels: int64 [N]; noise: like images, standard normal.
+    Attributes:
+        images: float [N, C, H, W] in [0,1].
+        labels: int64 [N].
+        noise: Like the images, standard normal.
     """
 
     images: Tensor
@@ -49,14 +53,15 @@ def useful(value: float, num_classes: int) -> bool:
 def class_order(predicted: Tensor, labels: Tensor, num_classes: int) -> tuple[list[int], float]:
     """The best one-to-one reading of the outputs, order[output] = class, and its accuracy.
 
-    The reading comes from one half of the images and the accuracy from the other, so that it is not flattered.
+    The reading comes from one half of the images and the accuracy from the other: from the same half it would
+    be too high.
     """
     from scipy.optimize import linear_sum_assignment
 
     seen, kept = slice(0, None, 2), slice(1, None, 2)
     counts = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(counts, (predicted[seen].cpu().numpy(), labels[seen].cpu().numpy()), 1)
-    # Where the counts are silent, an output stands for its own class.
+    # Without counts an output stands for its own class.
     _, order = linear_sum_assignment(counts + 0.5 * np.eye(num_classes), maximize=True)
     read = torch.from_numpy(order)[predicted[kept].cpu()]
     return order.tolist(), float((read == labels[kept].cpu()).double().mean())
@@ -70,10 +75,10 @@ def cause(
     measured: float,
     other_normalizations: Callable[[], dict[str, float]],
 ) -> str | None:
-    """What is wrong with a classifier of accuracy `measured` under noise of `sigma`, and the remedy; None: nothing.
+    """What is wrong with a classifier of accuracy `measured` at `sigma`, and the remedy; None: nothing.
 
-    Tried are another order of the classes, other normalizations (the callable gives each one's accuracy under the noise)
-    and less noise. A classifier of useful accuracy is only held to the order of its classes.
+    Tried are another order of the classes, other normalizations (the callable gives each one's accuracy under
+    the noise) and less noise. A classifier of useful accuracy is only held to the order of its classes.
     """
     predicted = predictions(model, probe, sigma)
     order, reordered = class_order(predicted, probe.labels, len(classes))
@@ -88,23 +93,23 @@ def cause(
     if is_moved and reordered >= best:
         shown = ", ".join(classes[target] for target in order[:20]) + (", ..." if len(order) > 20 else "")
         return (
-            f"{bad}, but {reordered:.1%} with its outputs in another order; the likely cause is the class order: "
-            f"set teacher.classes to the names in the order of its outputs, by the look of it [{shown}]"
+            f"{bad}, but {reordered:.1%} with its outputs in another order; the likely cause is the class "
+            f"order: set teacher.classes to the names in the order of its outputs, perhaps [{shown}]"
         )
     if best >= measured + GAIN and useful(best, len(classes)):
         return (
-            f"{bad}, but {best:.1%} behind another normalization ({better}); the likely cause is the normalization: "
-            "set teacher.mean and teacher.std to those"
+            f"{bad}, but {best:.1%} behind another normalization ({better}); the likely cause is the "
+            "normalization: set teacher.mean and teacher.std to those"
         )
     for less in (sigma / 2, sigma / 4, 0.0):
         value = accuracy(model, probe, less)
         if useful(value, len(classes)) and value >= measured + GAIN:
             return (
-                f"{bad}, but {value:.1%} at {less:g}; the likely cause is sigma: take a teacher that was trained with "
-                f"noise of {sigma:g}, or set sigma to what it was trained with"
+                f"{bad}, but {value:.1%} at {less:g}; the likely cause is sigma: take a teacher that was "
+                f"trained with noise of {sigma:g}, or set sigma to what it was trained with"
             )
     return (
-        f"{bad}, near chance ({1 / len(classes):.1%}), and neither another normalization nor another class order nor less "
-        "noise helps: check that it is a classifier of these images, and teacher.arch_args (small_images: true for "
-        "networks that this project built)"
+        f"{bad}, near chance ({1 / len(classes):.1%}), and neither another normalization nor another class "
+        "order nor less noise helps: check that it is a classifier of these images, and teacher.arch_args "
+        "(small_images: true for networks that this project built)"
     )

@@ -12,7 +12,7 @@ _MEMBER = ("arch", "arch_args", "mean", "std")
 
 
 def combine(members: Sequence[tuple[BaseClassifier, ModelInfo]]) -> tuple[BaseClassifier, ModelInfo]:
-    """The ensemble, in eval mode, and its description: a base classifier like any other, with a front layer that is the identity.
+    """The ensemble, in eval mode, and its description: a base classifier whose front layer is the identity.
 
     Raises:
         UserError: members are of other classes, image sizes, noise or resizing.

@@ -1,7 +1,8 @@
 """Which normalization layer a published network was trained behind, told from its first BatchNorm.
 
-No published checkpoint holds that layer, and a wrong one loads without an error and gives a bad classifier. But the
-first BatchNorm's running statistics are those of its input on noisy training images, so candidates can be told apart.
+No published checkpoint holds that layer, and a wrong one loads without an error and gives a bad classifier.
+But the first BatchNorm's running statistics are those of its input on noisy training images, so candidates
+can be told apart.
 """
 
 import math
@@ -42,7 +43,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Evidence:
-    """How well a candidate explains the first BatchNorm: at the noise `sigma` that suits it best, its mismatch."""
+    """How well a candidate explains the first BatchNorm.
+
+    Attributes:
+        candidate: The normalization layer.
+        sigma: The noise at which it fits best, [0,1] pixel units.
+        mismatch: At that noise, see `weigh`.
+    """
 
     candidate: Candidate
     sigma: float
@@ -50,7 +57,7 @@ class Evidence:
 
 
 def candidates(channels: int, data: tuple[Sequence[float], Sequence[float]]) -> list[Candidate]:
-    """Identity, and center and normalize with the field's constants and with the mean and std of this data."""
+    """Identity, and centering and normalizing with the field's constants and this data's mean and std."""
     known = {1: _GREY_CONSTANTS, 3: _CONSTANTS}[channels]
     tables = {**known, "this data": (tuple(data[0]), tuple(data[1]))}
     ones = (1.0,) * channels
@@ -63,11 +70,17 @@ def candidates(channels: int, data: tuple[Sequence[float], Sequence[float]]) -> 
 def weigh(
     network: nn.Module, images: Tensor, choices: Sequence[Candidate], generator: torch.Generator
 ) -> list[Evidence]:
-    """Evidence for each candidate, best first; empty for a network without a BatchNorm that meets its input early.
+    """Evidence for each candidate, best first; empty for a network without BatchNorm.
 
-    images: training images, float [N, C, H, W] in [0,1]. For each candidate h and sigma, mean m and variance v of the first
-    BatchNorm's input on h(x + sigma e) are compared with its running mean and variance (M, V): the mismatch is the mean
-    over channels of (m - M)^2 / V + (log v - log V)^2.
+    For each candidate h and sigma, mean m and variance v of the first BatchNorm's input on h(x + sigma e) are
+    compared with its running mean and variance (M, V): the mismatch is the mean over channels of
+    (m - M)^2 / V + (log v - log V)^2.
+
+    Args:
+        network: The network, without its normalization layer.
+        images: Training images, float [N, C, H, W] in [0,1].
+        choices: The candidates.
+        generator: The source of the noise, on the CPU.
     """
     norm = _first_batchnorm(network, images[:1])
     if norm is None:
@@ -84,7 +97,7 @@ def weigh(
 
 
 def clear_choice(evidence: Sequence[Evidence]) -> Evidence | None:
-    """The best candidate, if every one that differs from it explains the statistics at least CLEAR times worse."""
+    """The best candidate, if the mismatch of each that differs from it is at least CLEAR times as large."""
     if not evidence:
         return None
     best = evidence[0]

@@ -1,8 +1,9 @@
 """Recognize checkpoints that others published and bring them into this project's form.
 
-Known are the files of Cohen et al. 2019 and of the papers that build on their code (SmoothAdv, Consistency, SmoothMix,
-CAT-RS, CRT), of MACER, torchvision's ResNets and anything of timm's. Recognized is what the tensors show, never a file's
-name: the container, the prefixes, the network, the numbers of classes and channels.
+Known are the files of Cohen et al. 2019 and of the papers that build on their code (SmoothAdv, Consistency,
+SmoothMix, CAT-RS, CRT), of MACER, torchvision's ResNets and anything of timm's. Recognized is what the
+tensors show, never a file's name: the container, the prefixes, the network, the numbers of classes and
+channels.
 """
 
 import re
@@ -23,7 +24,8 @@ CONTAINERS = ("state_dict", "net", "model")
 _WRAPPERS = ("module.", "model.", "network.")
 _FRONTS = ("0.", "normalize.", "normalizer.")
 
-# (blocks per stage, channels of the first 1x1 or 3x3 convolution, of the second one's input) -> the name in torchvision and timm
+# (blocks per stage, channels of the first 1x1 or 3x3 convolution, of the second one's input) -> the name in
+# torchvision and timm
 _RESNETS: dict[tuple[tuple[int, ...], bool, int, int], str] = {
     ((2, 2, 2, 2), False, 64, 64): "resnet18",
     ((3, 4, 6, 3), False, 64, 64): "resnet34",
@@ -42,9 +44,15 @@ _RESNETS: dict[tuple[tuple[int, ...], bool, int, int], str] = {
 class Published:
     """What a checkpoint turned out to be.
 
-    arch: a name for `build_model`; tensors: the network's state, under its own names; heads: names of the layers that give
-    logits; front: mean and std of a normalization layer that the file holds, or None; layout: where the tensors were, in words; epoch: as the file
-    counts (completed epochs, but MACER from 1 and CRT's own from 0), None if it does not.
+    Attributes:
+        arch: A name for `build_model`.
+        arch_args: Its arguments.
+        tensors: The network's state, under its own names.
+        heads: Names of the layers that give logits.
+        num_classes: Of the logits.
+        front: Mean and std of a normalization layer that the file holds, or None.
+        layout: Where the tensors were, in words.
+        epoch: As the file counts (completed epochs, but MACER from 1 and CRT's own from 0); None: it does not.
     """
 
     arch: str
@@ -63,12 +71,16 @@ def recognize(
     arch: str | None = None,
     arch_args: dict[str, Any] | None = None,
 ) -> Published:
-    """Find the network in a checkpoint; `arch` names it where the tensors cannot, and is held to them where they can.
+    """Find the network in a checkpoint.
 
-    `source` names the file in errors.
+    Args:
+        checkpoint: What the file holds.
+        source: The file, named in errors.
+        arch: The network's name, where the tensors do not show it; where they do, it must agree.
+        arch_args: The network's arguments.
 
     Raises:
-        UserError: no state dict, a network that must be named, or one that this project cannot build.
+        UserError: No state dict, a network that must be named, or one that this project cannot build.
     """
     container, found = _state_dict(checkpoint, source)
     tensors, prefix, front = _unwrapped(found)
@@ -81,7 +93,8 @@ def recognize(
     for name, where in ((named, f"{source}'s entry arch"), (arch, "teacher.arch")):
         if shown and name and name != shown:
             raise UserError(
-                f"{where} is {name}, but the tensors in {source} are {shown}'s: set teacher.arch to {shown} or null"
+                f"{where} is {name}, but the tensors in {source} are {shown}'s: "
+                f"set teacher.arch to {shown} or null"
             )
     name = shown or arch or named
     if name is None:
@@ -98,8 +111,9 @@ def recognize(
     for head in heads:
         if f"{head}.weight" not in tensors:
             raise UserError(
-                f"{source} has no {head}.weight, which is {name}'s last layer (first tensor {next(iter(tensors))!r}): "
-                "check teacher.arch, and that the file is a whole classifier"
+                f"{source} has no {head}.weight, which is {name}'s last layer "
+                f"(first tensor {next(iter(tensors))!r}): check teacher.arch, and that the file is a whole "
+                "classifier"
             )
     epoch = checkpoint.get("epoch")
     return Published(
@@ -159,7 +173,8 @@ def _state_dict(checkpoint: Mapping[str, Any], source: str) -> tuple[str, dict[s
     tensors = {str(name): value for name, value in inside.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(
-            f"{source} holds no state dict: its entries are {', '.join(map(str, list(checkpoint)[:5])) or 'none'}"
+            f"{source} holds no state dict (its entries are "
+            f"{', '.join(map(str, list(checkpoint)[:5])) or 'none'}): give a file with the network's weights"
         )
     return f"entry {container!r}" if container else "a bare state dict", tensors
 
@@ -167,7 +182,7 @@ def _state_dict(checkpoint: Mapping[str, Any], source: str) -> tuple[str, dict[s
 def _unwrapped(
     tensors: dict[str, Tensor],
 ) -> tuple[dict[str, Tensor], str, tuple[list[float], list[float]] | None]:
-    """The network's own names; the prefix that stood before them; mean and std of a layer before it, if there."""
+    """The tensors by the network's own names; the prefix before them; mean and std of a layer before it."""
     prefix, front = "", None
     while True:
         fronts = {name: t for name, t in tensors.items() if name.startswith(_FRONTS) and t.numel() in (1, 3)}
@@ -229,7 +244,8 @@ def _cifar_resnet(tensors: Mapping[str, Tensor], source: str) -> str | None:
     if len(set(blocks)) > 1 or depth not in DEPTHS:
         names = ", ".join(f"cifar_resnet{d}" for d in DEPTHS)
         raise UserError(
-            f"{source} holds a CIFAR ResNet with {'+'.join(map(str, blocks))} blocks, which is none of {names}: take another teacher"
+            f"{source} holds a CIFAR ResNet with {'+'.join(map(str, blocks))} blocks, which is none of "
+            f"{names}: take another teacher"
         )
     return f"cifar_resnet{depth}"
 

@@ -1,7 +1,7 @@
 """Read a file of weights that others wrote. It is data: nothing in it is executed.
 
-`torch.load` with `weights_only` and safetensors do the reading. What is added here: sentences for what people give by
-mistake, and checks that a file does not claim to be far larger than it is.
+`torch.load` with `weights_only` and safetensors do the reading. What is added here: sentences for what people
+give by mistake, and checks that a file does not claim to be far larger than it is.
 """
 
 import pickle
@@ -85,7 +85,8 @@ def _check_zip(file: Path) -> None:
     size, unpacked = file.stat().st_size, sum(member.file_size for member in members)
     if unpacked > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise UserError(
-            f"{file} has {size} bytes and unpacks to {unpacked}: torch packs weights without compression, do not use it"
+            f"{file} has {size} bytes and unpacks to {unpacked}, though torch packs weights without "
+            "compression: do not use it"
         )
 
 
@@ -96,5 +97,6 @@ def _check_sizes(checkpoint: dict[Any, Any], file: Path) -> None:
         for name, tensor in value.items():
             if isinstance(tensor, Tensor) and tensor.numel() * tensor.element_size() > size:
                 raise UserError(
-                    f"{file}: {name} claims {list(tensor.shape)} numbers, more than the file's {size} bytes hold: do not use it"
+                    f"{file}: {name} claims {list(tensor.shape)} numbers, more than the file's {size} bytes "
+                    "hold: do not use it"
                 )

@@ -53,9 +53,9 @@ def draw(count: int, crop_padding: int, crop_area: float, flip: bool, generator:
     Args:
         count: The number of images.
         crop_padding: Pixels of zeros on each side, of which a crop of the image's size is taken.
-        crop_area: The smallest share of the image that a resized crop takes (1: none), of a ratio of sides between 3/4
-            and 4/3, log-uniform, as in torchvision's RandomResizedCrop. A side that would be longer than the image is
-            as long as the image.
+        crop_area: The smallest share of the image that a resized crop takes (1: none), of a ratio of sides
+            between 3/4 and 4/3, log-uniform, as in torchvision's RandomResizedCrop. A side that would be
+            longer than the image is as long as the image.
         flip: Whether half of the images are mirrored.
         generator: On the CPU.
     """

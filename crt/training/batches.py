@@ -1,8 +1,8 @@
 """Batches of training images from prepared drops: shuffled, augmented, on the device; nothing per image in Python.
 
-Order and augmentation depend on (seed, epoch) alone, never on what was drawn before: a run that continues at an epoch's
-start needs no generator's state. Images that fit into memory are held on the device as uint8; others stay
-memory-mapped and a thread reads the next batches while the network computes.
+Order and augmentation depend on (seed, epoch) alone, never on what was drawn before: a run that continues at
+an epoch's start needs no generator's state. Images that fit into memory are held on the device as uint8;
+others stay memory-mapped and a thread reads the next batches while the network computes.
 """
 
 import os
@@ -27,9 +27,9 @@ READ_AHEAD = 3  # batches
 class Batches:
     """The images of several drops as batches of one epoch at a time, those apart that are set aside for validation.
 
-    A last batch that is not full is left out of its epoch (other images in each epoch), unless there is no full one:
-    then all images are the one batch. Several processes share every batch: each gets its equal part of the images, with
-    the augmentation that one process would give them.
+    A last batch that is not full is left out of its epoch (other images in each epoch), unless there is no
+    full one: then all images are the one batch. Several processes share every batch: each gets its equal part
+    of the images, with the augmentation that one process would give them.
 
     Attributes:
         count: Images that training uses.
@@ -37,8 +37,8 @@ class Batches:
         steps: Batches of an epoch.
 
     Raises:
-        UserError: Fewer than two images for each process (BatchNorm needs two), or a batch that cannot be shared
-            equally.
+        UserError: Fewer than two images for each process (BatchNorm needs two), or a batch that cannot be
+            shared equally.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class Batches:
             resident: Hold the images on the device; None: if they fit.
             rank: The number of this process.
             world_size: The number of processes.
-            moves: What happens in an epoch to images int64 [n], by their number in the concatenated drops; None: it
-                is drawn for each epoch.
+            moves: What happens in an epoch to images int64 [n], by their number in the concatenated drops;
+                None: it is drawn for each epoch.
         """
         self._labels = torch.from_numpy(np.concatenate([store.labels for store in stores]))
         used = ~torch.from_numpy(np.concatenate([store.validation for store in stores]))

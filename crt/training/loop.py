@@ -54,10 +54,10 @@ def train(
 ) -> Progress:
     """Train `model` in place for `recipe.epochs` epochs, from `work`'s checkpoint where there is one.
 
-    All randomness of an epoch follows from (seed, epoch), so a run that was killed and continues ends with the weights
-    of one that ran through (same device and settings). Several processes (torchrun) each train on their part of every
-    batch, with noise of their own, and average their gradients; BatchNorm's statistics are of a process' own part, as
-    in torch's DistributedDataParallel, and rank 0's are kept. Rank 0 writes.
+    All randomness of an epoch follows from (seed, epoch), so a run that was killed and continues ends with
+    the weights of one that ran through (same device and settings). Several processes (torchrun) each train on
+    their part of every batch, with noise of their own, and average their gradients; BatchNorm's statistics
+    are of a process' own part, as in torch's DistributedDataParallel, and rank 0's are kept. Rank 0 writes.
 
     Args:
         model: The network to train.

@@ -15,9 +15,10 @@ from crt.processes import local_world_size, world_size
 
 Precision = Literal["float32", "bfloat16"]
 
-# What bfloat16 gains on a CPU depends on the network (benchmarks/results/precisions.md). Depthwise convolutions have slow
-# kernels: networks that gain compute at most 16 % of their layers' outputs by them, networks that lose at least 26 %.
-# Very small networks have too little to do in each layer to gain: from 13 million multiply-adds on they do.
+# What bfloat16 gains on a CPU depends on the network (benchmarks/results/precisions.md). Depthwise
+# convolutions have slow kernels: networks that gain compute at most 16 % of their layers' outputs by them,
+# networks that lose at least 26 %. Very small networks have too little to do in each layer to gain: from 13
+# million multiply-adds on they do.
 MOST_DEPTHWISE = 0.2
 LEAST_OPERATIONS = 10_000_000
 
@@ -30,8 +31,9 @@ def choose_precision(
 ) -> Precision:
     """The precision of training: the one that is wanted or, if that is `auto`, the faster one.
 
-    That is bfloat16 (autocast; weights and losses stay float32) on a GPU that has units for it, and on a CPU that has
-    them for networks that gain from it there: those with enough to do, and little of it in depthwise convolutions.
+    That is bfloat16 (autocast; weights and losses stay float32) on a GPU that has units for it, and on a CPU
+    that has them for networks that gain from it there: those with enough to do, and little of it in depthwise
+    convolutions.
 
     Args:
         wanted: What the configuration says.
@@ -97,7 +99,8 @@ def count_work(network: nn.Module, shape: Sequence[int]) -> Work:
 def start_fabric(device: torch.device, precision: Precision) -> Fabric:
     """Lightning Fabric in this precision: on one device, or under torchrun on one device per process.
 
-    On a CPU all kernels are deterministic, so equal seeds give equal bytes; on a GPU the fastest kernels are chosen.
+    On a CPU all kernels are deterministic, so equal seeds give equal bytes; on a GPU the fastest kernels are
+    chosen.
     """
     torch.use_deterministic_algorithms(device.type == "cpu")
     # It would fill every new tensor with NaN, to show errors in operators: 10 % of a small network's step.

@@ -127,7 +127,7 @@ def test_unlabelled_images(repo, no_dvc, tmp_path, capsys):
     ingest(Project(repo), source / "3", "unlabelled")
     out = capsys.readouterr().out
     assert "3 images (no labels)" in out
-    assert "unlabelled: 3 (100.0%)\n" in out
+    assert "unlabeled: 3 (100.0%)\n" in out
 
 
 def truncated(source):

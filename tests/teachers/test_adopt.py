@@ -227,4 +227,4 @@ def test_unlabelled_images_cannot_check_a_teacher(bench):
     import numpy as np
 
     np.save(bench.drop / "labels.npy", np.full(600, -1))
-    bench.refused("no labelled images", ref=bench.pin("a.pth"))
+    bench.refused("no labeled images", ref=bench.pin("a.pth"))

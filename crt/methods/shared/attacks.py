@@ -23,8 +23,8 @@ EPSILON = 1e-8  # keeps a zero gradient a zero step where the formula says g / (
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """The network in evaluation mode and without gradients to parameters; all is as before afterwards.
 
-    Yields the bare network: a wrapper for several processes (`model.module`) would synchronize gradients that an
-    attack does not have, and Lightning Fabric's refuses `torch.autograd.grad` under mixed precision.
+    Yields the bare network: a wrapper for several processes (`model.module`) would synchronize gradients that
+    an attack does not have, and Lightning Fabric's refuses `torch.autograd.grad` under mixed precision.
     """
     network: nn.Module = getattr(model, "module", model)
     modes = [(module, module.training) for module in model.modules()]
@@ -120,8 +120,8 @@ def pgd(
 ) -> Tensor:
     """Projected gradient ascent on the smoothed loss (Salman et al. 2019, section 3): detached images [B, C, H, W].
 
-    The noise [m, B, C, H, W] is the same in all steps, the step size 2 epsilon / steps, the start the image itself.
-    After each step first the box [0,1], then the l2 ball of radius epsilon around the image.
+    The noise [m, B, C, H, W] is the same in all steps, the step size 2 epsilon / steps, the start the image
+    itself. After each step first the box [0,1], then the l2 ball of radius epsilon around the image.
     """
     delta = torch.zeros_like(images)
     with frozen(model) as network:
@@ -144,9 +144,10 @@ def ddn(
 ) -> Tensor:
     """Decoupled direction and norm (Rony et al. 2019) on the smoothed classifier: detached images [B, C, H, W].
 
-    Returns the tested iterate of smallest norm that the vote over the m noises misclassifies, shrunk to norm epsilon
-    and rounded to 8 bits (which may add up to sqrt(CHW)/510 to the norm); the image itself where there is none. The
-    norm starts at epsilon and changes by 5 % a step. The last iterate is not tested: `steps` - 1 non-zero candidates.
+    Returns the tested iterate of smallest norm that the vote over the m noises misclassifies, shrunk to norm
+    epsilon and rounded to 8 bits (which may add up to sqrt(CHW)/510 to the norm); the image itself where
+    there is none. The norm starts at epsilon and changes by 5 % a step. The last iterate is not tested:
+    `steps` - 1 non-zero candidates.
     """
     largest = norms(torch.maximum(images, 1 - images))
     delta, best, best_norm = torch.zeros_like(images), torch.zeros_like(images), largest
