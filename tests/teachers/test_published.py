@@ -215,7 +215,7 @@ def test_outputs_are_put_into_the_wanted_order():
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"weights": 1}, r"no state dict \(its entries are weights\)"),
+        ({"weights": 1}, "no state dict (its entries are weights)"),
         ({"state_dict": {}}, "no state dict"),
         ({"state_dict": {"a": torch.zeros(3)}}, "no image classifier"),
         (
