@@ -28,7 +28,7 @@ def finished_together() -> Iterator[None]:
     """Leave the block only when every process has left it.
 
     Raises:
-        UserError: another process ended before its share was done.
+        UserError: Another process ended before its share was done.
     """
     if world_size() == 1:
         yield

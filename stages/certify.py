@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from common import root, run_on_all_devices
+from common import resume_root, run_on_all_devices
 
 from crt.certification.run import certify_store
 from crt.config import Config
@@ -23,7 +23,7 @@ def main(config: Config) -> None:
         opened(Path(config.certify.images)),
         config.certify,
         Path("certificates") / f"{role}.tsv",
-        root() / ".work" / "certificates",
+        resume_root() / "certificates",
         sigma=config.sigma,
         device=config.runtime.device,
         compile=config.runtime.compile,

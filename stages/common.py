@@ -1,15 +1,11 @@
-"""What every stage script shares: reading params.yaml, errors in one sentence, the folder for resume files."""
+"""What the stage scripts share: reading params.yaml, errors in one sentence, the folder for resume files."""
 
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 try:
-    import crt
     from crt.commands.remedies import explained
     from crt.config import Config, load
     from crt.errors import UserError
@@ -23,7 +19,7 @@ keep_freed_memory()
 
 
 def run(stage: Callable[[Config], None]) -> None:
-    """Run a stage on the validated params.yaml; a user's mistake or a full disk ends in one sentence and status 1."""
+    """Run a stage on the validated params.yaml; a wrong input or a full disk ends in one sentence."""
     try:
         _say_difference()
         stage(load())
@@ -38,7 +34,7 @@ def run(stage: Callable[[Config], None]) -> None:
 
 
 def _say_difference() -> None:
-    """Name what stands in params.yaml and not in conf/, such as an experiment's choices, once for each change."""
+    """Name what params.yaml has and conf/ has not, such as an experiment's choices, once for each change."""
     if (
         os.environ.get("RANK", "0") == "0"
         and Path("conf/choice.yaml").is_file()
@@ -51,7 +47,7 @@ def _say_difference() -> None:
 
 
 def run_on_all_devices(stage: Callable[[Config], None]) -> None:
-    """`run` in `runtime.processes` processes that share the work; under torchrun, in the ones that it started."""
+    """`run` in `runtime.processes` processes that share the work; under torchrun, in its processes."""
     try:
         processes = load().runtime.processes
     except UserError as error:
@@ -77,19 +73,5 @@ def root() -> Path:
 
 
 def resume_root() -> Path:
-    """The folder for the resume files of all trainings; it outlives the temporary folder of a `dvc exp run --temp`."""
+    """The folder for what a killed stage goes on from; it outlives the folder of a `dvc exp run --temp`."""
     return root() / ".work"
-
-
-def work_dir(stage: str, *parts: Any) -> Path:
-    """The folder for a stage's resume files: `$DVC_ROOT/.work/<stage>-<fingerprint>`.
-
-    The fingerprint covers `parts` (JSON-able: params and fingerprints of data and models) and the package's code, so
-    nothing but the same work is ever resumed. It outlives the temporary folder of a `dvc exp run --temp`.
-    """
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    for file in sorted(Path(crt.__file__).parent.rglob("*.py")):
-        digest.update(file.read_bytes())
-    folder = resume_root() / f"{stage}-{digest.hexdigest()[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

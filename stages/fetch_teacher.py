@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common import root, run, work_dir
+from common import resume_root, root, run
 
 from crt.config import Config, FetchedTeacher
 from crt.devices import choose_device
@@ -17,7 +17,7 @@ def main(config: Config) -> None:
         config,
         Path("prepared/train") / teacher.drop,
         root(),
-        work_dir("fetch", teacher.ref, teacher.refs, teacher.sha256),
+        resume_root() / "fetch-teacher",
         choose_device(config.runtime.device),
         folder=Path("models/teacher"),
         results=Path("results/teacher.json"),

@@ -29,6 +29,7 @@ class Arrived:
         self._again = 0
 
     def look(self, row: DecodedImage) -> None:
+        """Take note of one image of the delivery."""
         self._sample.add(row.pixels, row.label)
         self._again += row.sha256 in self._known
 

@@ -18,7 +18,7 @@ def compose(project: Project, overrides: Sequence[str] = (), *, reset: bool = Fa
         reset: Take back all choices first, except what lies in data/ and what is pinned.
 
     Raises:
-        UserError: an option or key that does not exist, a value that does not fit, or a parameter that is to
+        UserError: An option or key that does not exist, a value that does not fit, or a parameter that is to
             be taken away though it was not chosen.
     """
     take_over(project)
@@ -32,7 +32,7 @@ def chosen(project: Project, choice: Choice, overrides: Sequence[str]) -> Choice
     """`choice` with what Hydra's overrides ask for. An option drops the values that were chosen for another.
 
     Raises:
-        UserError: see `compose`.
+        UserError: See `compose`.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -92,7 +92,7 @@ def apply(project: Project, experiment: str) -> None:
     """Make an experiment the workspace, as `dvc exp apply` does, and keep its choices.
 
     Raises:
-        UserError: there is no such experiment, or a choice that was never committed would be lost.
+        UserError: There is no such experiment, or a choice that was never committed would be lost.
     """
     if project.git("status", "--porcelain", "--untracked-files=no", "--", "conf"):
         raise UserError(

@@ -27,9 +27,16 @@ class ConflictError(Exception):
 
 
 def merge_file(base: Path, ours: Path, theirs: Path, name: str, root: Path = Path()) -> bool:
-    """Merge three versions of the file `name` into `ours`; whether that worked.
+    """Merge three versions of a file into `ours`; whether that worked.
 
     If not, `ours` holds git's conflict markers, for people to solve, as without this command.
+
+    Args:
+        base: The file as both sides had it: git's %O.
+        ours: As our side has it: git's %A.
+        theirs: As the other side has it: git's %B.
+        name: Its path in the repository: git's %P.
+        root: The repository.
     """
     try:
         if name == "data.dvc":
@@ -56,7 +63,7 @@ def merge_values(base: Any, ours: Any, theirs: Any, where: str = "") -> Any:
     """The three-way merge of YAML values: mappings key by key, lists of plain values as sets in our order.
 
     Raises:
-        ConflictError: both sides changed one value in different ways; it is named.
+        ConflictError: Both sides changed one value in different ways; it is named.
     """
     if (chosen := _changed_side(base, ours, theirs)) is not _BOTH:
         return chosen
@@ -122,8 +129,8 @@ def _merged_record(base: Path, ours: Path, theirs: Path, root: Path) -> str:
     """data.dvc whose folder has what either side added and lacks what either removed, by DVC's own merge.
 
     Raises:
-        ConflictError: a file, or a setting, was changed by both.
-        UserError: a side's list of files cannot be read.
+        ConflictError: A file, or a setting, was changed by both.
+        UserError: A side's list of files cannot be read.
     """
     from dvc.dvcfile import load_file
     from dvc.exceptions import MergeError

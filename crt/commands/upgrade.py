@@ -12,7 +12,7 @@ def upgrade(project: Project) -> None:
     """Move choices, take over outputs, and say what must run again. Nothing runs.
 
     Raises:
-        UserError: files are in conflict that people have to look at, or a file that has to be there is
+        UserError: Files are in conflict that people have to look at, or a file that has to be there is
             missing.
     """
     older = Older.find(project)

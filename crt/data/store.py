@@ -44,7 +44,7 @@ class Shards:
         """One image by its number, or several by a slice or by numbers from 0.
 
         Raises:
-            IndexError: there is no such image.
+            IndexError: There is no such image.
         """
         numbers = np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index)
         if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):

@@ -52,7 +52,7 @@ def catrs(
         teacher: the auxiliary classifier.
 
     Raises:
-        UserError: votes_from is `teacher` and there is none.
+        UserError: `votes_from` is `teacher` and there is none.
     """
     if votes_from == "teacher" and teacher is None:
         raise UserError("votes_from is 'teacher' but there is no teacher: set it to 'self'")

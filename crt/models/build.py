@@ -130,10 +130,10 @@ def _timm_network(arch: str, spec: ImageSpec, args: dict[str, Any]) -> nn.Module
 
 
 def check_arch(arch: str) -> None:
-    """Hold a name to timm's and our own.
+    """Check that a name is one of timm's or our own.
 
     Raises:
-        UserError: there is no such network; near names are listed.
+        UserError: There is no such network; near names are listed.
     """
     if depth_of(arch) is not None or arch == ENSEMBLE:
         return

@@ -71,7 +71,7 @@ def depth_of(arch: str) -> int | None:
     """The depth in a name such as `cifar_resnet20`; None for any other name.
 
     Raises:
-        UserError: a CIFAR ResNet of a depth that is not offered.
+        UserError: A CIFAR ResNet of a depth that is not offered.
     """
     match = re.fullmatch(r"cifar_resnet(\d+)", arch)
     if match is None:

@@ -56,7 +56,7 @@ def unfitted(arch: str, create: Callable[..., nn.Module], channels: int, size: i
     """The network that `create` makes, with its own strides and patches, in train mode.
 
     Raises:
-        UserError: see `fitted`.
+        UserError: See `fitted`.
     """
     try:
         network = create()

@@ -38,7 +38,7 @@ class Choice:
         """Read the content of a choice.yaml; `source` names it in errors.
 
         Raises:
-            UserError: it is no mapping, or its defaults list holds something else than overrides.
+            UserError: It is no mapping, or its defaults list holds something else than overrides.
         """
         if raw is None:
             return cls()

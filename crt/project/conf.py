@@ -43,7 +43,7 @@ class Conf:
         """What choice.yaml holds.
 
         Raises:
-            UserError: it is missing or is no choice.
+            UserError: It is missing or is no choice.
         """
         from omegaconf import OmegaConf
 
@@ -66,7 +66,7 @@ class Conf:
         """What it composes to with that choice (None: that of choice.yaml) and overrides in Hydra's grammar.
 
         Raises:
-            UserError: an option or key that does not exist.
+            UserError: An option or key that does not exist.
         """
         text = (choice or self.choice).text()
         key = (text, *overrides)

@@ -32,7 +32,7 @@ def recorded_drops(project: Project) -> list[str]:
     """The drops that data.dvc records, whether pulled or not.
 
     Raises:
-        UserError: its list of files was never pulled.
+        UserError: Its list of files was never pulled.
     """
     try:
         found = json.loads(project.dvc("list", ".", "data/train", "--dvc-only", "--json"))

@@ -108,7 +108,7 @@ class Older:
         """The state before the merge (or in it) that brought conf/choice.yaml; None: there is no such merge.
 
         Raises:
-            UserError: its version is another one than 0.1.0.
+            UserError: Its version is another one than 0.1.0.
         """
         ours, theirs = "HEAD", "MERGE_HEAD"
         if has(project, "HEAD", "conf/choice.yaml"):

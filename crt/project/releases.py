@@ -29,6 +29,7 @@ class Release:
 
     @property
     def tag(self) -> str:
+        """The git tag: student@v1.0.0."""
         return f"{ARTIFACT}@{self.version}"
 
     @property

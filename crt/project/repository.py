@@ -30,7 +30,7 @@ class Project:
     """The repository at `root`.
 
     Raises:
-        UserError: there is no dvc.yaml.
+        UserError: There is no dvc.yaml.
     """
 
     def __init__(self, root: Path = Path()) -> None:
@@ -49,7 +49,7 @@ class Project:
         """Run DVC; its standard output. Unless `quiet`, its progress shows on stderr.
 
         Raises:
-            UserError: it failed; with its own words where it was quiet.
+            UserError: It failed; with its own words where it was quiet.
         """
         command = [sys.executable, "-m", "dvc", *arguments]
         done = subprocess.run(
@@ -72,7 +72,7 @@ class Project:
         """Run git; its standard output.
 
         Raises:
-            UserError: it failed, with its own words.
+            UserError: It failed, with its own words.
         """
         return self._git(*arguments).decode()
 
@@ -91,7 +91,7 @@ class Project:
         """A file as it is in a commit, whether git keeps it or DVC.
 
         Raises:
-            UserError: it is not there, or is not in DVC's cache.
+            UserError: It is not there, or is not in DVC's cache.
         """
         try:
             return self.git("show", f"{revision}:./{name}")
@@ -125,7 +125,7 @@ class Project:
         """What conf/ composes to with Hydra's overrides and that choice (None: the present one), checked.
 
         Raises:
-            UserError: an option or key that does not exist, or a value that does not fit the schema.
+            UserError: An option or key that does not exist, or a value that does not fit the schema.
         """
         found = self.conf.compose(choice, overrides)
         checked = config.validate(found.values, "conf/ (with conf/choice.yaml)")
@@ -142,7 +142,7 @@ class Project:
         params.yaml.
 
         Raises:
-            UserError: see `composed`.
+            UserError: See `composed`.
         """
         found, checked = self.composed(choice=choice)
         if choice != self.choice:  # else the comments that people wrote there would go
@@ -169,7 +169,7 @@ class Project:
         """The content of params.yaml, unchecked.
 
         Raises:
-            UserError: it is no YAML mapping.
+            UserError: It is no YAML mapping.
         """
         try:
             found = yaml.safe_load(self.params_file.read_text(encoding="utf-8"))

@@ -94,7 +94,7 @@ def choice_for(params: dict[str, Any], conf: Conf) -> Choice:
     """The choice with which `conf` composes to `params`, near to its present one.
 
     Raises:
-        UserError: there is none; what cannot be chosen is named.
+        UserError: There is none; what cannot be chosen is named.
     """
     choice = _options_for(params, conf)
     found = conf.compose(choice)
@@ -153,7 +153,7 @@ def _with(choice: Choice, said: _Difference, conf: Conf) -> Choice:
     """`choice` and what is left over; what conf/ gives by itself is not repeated.
 
     Raises:
-        UserError: a value was chosen in conf/ since, and another one in params.yaml.
+        UserError: A value was chosen in conf/ since, and another one in params.yaml.
     """
     merged = choice.copy()
     for group, option in said.options.items():

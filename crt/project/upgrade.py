@@ -52,7 +52,7 @@ def upgrade(project: Project, older: Older) -> Upgraded:
     """Make the project, as `git merge` left it, one of this version.
 
     Raises:
-        UserError: files are in conflict that people have to look at, or a file that has to be there is
+        UserError: Files are in conflict that people have to look at, or a file that has to be there is
             missing.
     """
     done = Upgraded()
@@ -252,7 +252,7 @@ def _data(stage: Any) -> dict[str, str | None]:
     """The MD5 of a stage's dependencies that are neither parameters nor code; None: it is not there.
 
     Raises:
-        UserError: raw data is not there.
+        UserError: Raw data is not there.
     """
     found = {}
     for dep in stage.deps:
@@ -283,7 +283,7 @@ def _get(project: Project, older: Older, path: Path) -> None:
     """Get an output of the older state from DVC's cache or remote.
 
     Raises:
-        UserError: it is in neither.
+        UserError: It is in neither.
     """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException

@@ -24,7 +24,7 @@ def download(url: str, target: Path, sha256: str) -> None:
     """Get `url` into the file `target`.
 
     Raises:
-        UserError: it cannot be reached or is refused, is a web page, breaks off, or has another hash.
+        UserError: It cannot be reached or is refused, is a web page, breaks off, or has another hash.
     """
     check_scheme(url)
     headers = {"Accept-Encoding": "identity"}

@@ -54,7 +54,7 @@ def get_url(url: str, root: Path, target: Path) -> None:
     `remote://<name>/<path>` and settings of remotes are those of the repository at `root`.
 
     Raises:
-        UserError: the URL is not there or cannot be read, or its plug-in is not installed.
+        UserError: The URL is not there or cannot be read, or its plug-in is not installed.
     """
     from dvc.config import Config
     from dvc.fs import parse_external_url

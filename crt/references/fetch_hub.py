@@ -20,7 +20,7 @@ def get_hub_file(repo: str, file: str, revision: str) -> tuple[Path, str | None]
     nothing twice.
 
     Raises:
-        UserError: no such repository, revision or file, no permission to read it, or it cannot be downloaded.
+        UserError: No such repository, revision or file, no permission to read it, or it cannot be downloaded.
     """
     from huggingface_hub import constants, errors, hf_hub_download
 

@@ -65,7 +65,7 @@ def locate(ref: Reference, root: Path, work: Path) -> Path:
     the hub into the hub's own cache. A SHA-256 is that of the file, or of a folder's weights.
 
     Raises:
-        UserError: it is not there or cannot be fetched, it is not pinned where its source can change, or its
+        UserError: It is not there or cannot be fetched, it is not pinned where its source can change, or its
             hash is another one.
     """
     if ref.form == "path":
@@ -108,7 +108,7 @@ def copy_pinned(text: str, root: Path, folder: Path, work: Path) -> None:
     """Copy the model folder that a reference names to `folder`.
 
     Raises:
-        UserError: see `parse` and `locate`; or it is no model folder.
+        UserError: See `parse` and `locate`; or it is no model folder.
     """
     source = locate(parse(text), root, work)
     if not source.is_dir():

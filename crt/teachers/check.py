@@ -77,8 +77,16 @@ def cause(
 ) -> str | None:
     """What is wrong with a classifier of accuracy `measured` at `sigma`, and the remedy; None: nothing.
 
-    Tried are another order of the classes, other normalizations (the callable gives each one's accuracy under
-    the noise) and less noise. A classifier of useful accuracy is only held to the order of its classes.
+    Tried are another order of the classes, other normalizations and less noise. Of a classifier of useful
+    accuracy, only the order of the classes is checked.
+
+    Args:
+        model: The base classifier.
+        probe: What it is tried on.
+        sigma: Standard deviation of the noise, [0,1] pixel units.
+        classes: The names of the classes, in the data's order.
+        measured: Its accuracy under this noise.
+        other_normalizations: Gives the accuracy with each other normalization layer, by name.
     """
     predicted = predictions(model, probe, sigma)
     order, reordered = class_order(predicted, probe.labels, len(classes))

@@ -15,7 +15,7 @@ def combine(members: Sequence[tuple[BaseClassifier, ModelInfo]]) -> tuple[BaseCl
     """The ensemble, in eval mode, and its description: a base classifier whose front layer is the identity.
 
     Raises:
-        UserError: members are of other classes, image sizes, noise or resizing.
+        UserError: Members are of other classes, image sizes, noise or resizing.
     """
     first = members[0][1]
     for place, (_, info) in enumerate(members[1:], 2):

@@ -137,8 +137,15 @@ def build(
 ) -> BaseClassifier:
     """The base classifier with the checkpoint's weights, in eval mode.
 
+    Args:
+        found: The checkpoint.
+        source: The file, named in errors.
+        spec: What the images are.
+        mean: Of the normalization layer, per channel; None: 0.
+        std: Of the normalization layer, per channel; None: 1.
+
     Raises:
-        UserError: the tensors do not fit the network; at most ten differences are listed.
+        UserError: The tensors do not fit the network; at most ten differences are listed.
     """
     model = build_model(found.arch, spec, found.arch_args, mean, std)
     expected = model.network.state_dict()

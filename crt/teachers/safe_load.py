@@ -26,7 +26,7 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     """The mapping that a file of weights holds; tensors on the CPU.
 
     Raises:
-        UserError: it is something else than weights, damaged, or holds more than tensors and plain values.
+        UserError: It is something else than weights, damaged, or holds more than tensors and plain values.
     """
     with file.open("rb") as stream:
         start = stream.read(4096)
