@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from fork_server import fork_server
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,10 +25,11 @@ class Project:
 
     root: Path
 
-    def run(self, *command: str, check: bool = True, env: dict[str, str] | None = None):
-        """Run a command in the repository, with this environment's programs first on the path."""
+    def run(self, *command: str, check: bool = True, env: dict[str, str] | None = None, forked: bool = True):
+        """Run a command in the repository, with this environment's programs first on the path, or forks of them."""
         full = {**os.environ, "DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
-        full["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{full['PATH']}"
+        first = [os.environ["FORKED_PROGRAMS"]] if forked else []
+        full["PATH"] = os.pathsep.join([*first, str(Path(sys.executable).parent), full["PATH"]])
         for name in list(full):  # what a dvc or pytest process around this one left
             if name.startswith("DVC_") and name != "DVC_NO_ANALYTICS":
                 del full[name]
@@ -35,9 +37,9 @@ class Project:
         assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done
 
-    def stages_run(self, *command: str) -> list[str]:
+    def stages_run(self, *command: str, forked: bool = True) -> list[str]:
         """Run a DVC command and return the names of the stages that really ran, in order."""
-        done = self.run(*command)
+        done = self.run(*command, forked=forked)
         return re.findall(r"Running stage '([^']+)'", done.stdout + done.stderr)
 
     def commit(self, message: str) -> None:
@@ -48,6 +50,14 @@ class Project:
         """A second checkout with its own cache, in the same state."""
         shutil.copytree(self.root, to, symlinks=True)
         return Project(to)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_programs():
+    """Programs that fork from a process in which the large libraries are imported."""
+    with fork_server() as programs, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORKED_PROGRAMS", str(programs))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +96,7 @@ def reproduced(request, tmp_path_factory) -> tuple[Project, list[str]]:
     with FileLock(shared / "reproduced.lock"):
         if not result.exists():
             fresh = request.getfixturevalue("fresh")
-            ran = fresh.stages_run("dvc", "repro")
+            ran = fresh.stages_run("dvc", "repro", forked=False)
             fresh.commit("first run")
             result.write_text(json.dumps([str(fresh.root), ran]))
         root, ran = json.loads(result.read_text())
