@@ -41,8 +41,9 @@ def _say_difference() -> None:
         and Path("dvc.yaml").is_file()
     ):
         from crt.project import Project
+        from crt.project.takeover import new_difference
 
-        if said := Project().new_difference():
+        if said := new_difference(Project()):
             print(f"params.yaml differs from conf/: {said} (`crt compose` takes it over)", file=sys.stderr)
 
 

@@ -12,7 +12,7 @@ import yaml
 from crt.commands.tables import as_text
 from crt.project import Project
 from crt.project.choice import dotted, leaves
-from crt.project.takeover import NAMES
+from crt.project.takeover import NAMES, difference
 from crt.report import formats
 from crt.report.load import Results, load_results
 
@@ -30,7 +30,7 @@ def show(project: Project) -> None:
     print(" ".join(results.gate["sentences"]))
     print(f"Report: {(project.root / 'report/index.html').resolve()}")
     print("Plots:  dvc plots show --open      Compare: dvc metrics diff, crt experiments")
-    if said := project.difference():
+    if said := difference(project):
         print(f"params.yaml differs from conf/: {said} (`crt compose` makes them agree)", file=sys.stderr)
 
 

@@ -21,7 +21,7 @@ from crt import config
 from crt.config import Config
 from crt.errors import UserError
 from crt.files import write_json, write_text
-from crt.project.choice import Choice, differences, dotted
+from crt.project.choice import Choice
 from crt.project.conf import CHOICE, Composed, Conf
 from crt.project.leftovers import remove_leftovers
 
@@ -43,7 +43,7 @@ class Project:
         self.conf = Conf(root / "conf")
         self.params_file = root / "params.yaml"
         self.choice_file = root / "conf" / CHOICE
-        self._scratch = root / ".dvc" / "tmp" / "crt"  # what git and DVC do not see
+        self.scratch = root / ".dvc" / "tmp" / "crt"  # what git and DVC do not see
 
     def dvc(self, *arguments: str, quiet: bool = True) -> str:
         """Run DVC; its standard output. Unless `quiet`, its progress shows on stderr.
@@ -163,7 +163,7 @@ class Project:
 
     @property
     def _memory(self) -> Path:
-        return self._scratch / "written.json"
+        return self.scratch / "written.json"
 
     def read_params(self) -> dict[str, Any]:
         """The content of params.yaml, unchecked.
@@ -203,34 +203,6 @@ class Project:
             return self.git("show", "HEAD:./params.yaml") == self.params_file.read_text(encoding="utf-8")
         except UserError:
             return False
-
-    def difference(self) -> str | None:
-        """How params.yaml differs from what conf/ composes to, in words; None: it does not.
-
-        Raises:
-            UserError: conf/ does not compose, or params.yaml is no YAML mapping.
-        """
-        found = differences(self.conf.compose().values, self.read_params())
-        said = [f"{dotted(path)} is {now} instead of {before}" for path, (before, now) in found.items()]
-        return ", ".join(said[:5]) + (f" and {len(said) - 5} more" if len(said) > 5 else "") if said else None
-
-    def new_difference(self) -> str | None:
-        """`difference`, once for each state of conf/ and params.yaml; after that it takes milliseconds.
-
-        What cannot be composed is said too, and is no error: the caller does something else.
-        """
-        digest = hashlib.sha256()
-        for path in (*sorted(self.conf.folder.rglob("*.yaml")), self.params_file):
-            digest.update(path.read_bytes())
-        memory = self._scratch / "compared.txt"
-        if memory.exists() and memory.read_text(encoding="utf-8") == digest.hexdigest():
-            return None
-        try:
-            said = self.difference()
-        except UserError as error:
-            said = str(error)
-        write_text(memory, digest.hexdigest())
-        return said
 
 
 def _digest(path: Path) -> str | None:

@@ -5,9 +5,11 @@ edit of conf/ since then is no such difference, and stays. It is written as opti
 composing them again.
 """
 
+import hashlib
 from typing import Any
 
 from crt.errors import UserError
+from crt.files import write_text
 from crt.project.choice import Choice, Path, differences, dotted, get, leaves
 from crt.project.conf import Conf
 from crt.project.repository import Project
@@ -49,6 +51,43 @@ def take_over(project: Project) -> None:
         print(
             "params.yaml follows conf/: " + ", ".join(_change(path, *pair) for path, pair in follows.items())
         )
+
+
+def difference(project: Project) -> str | None:
+    """How params.yaml differs from what conf/ composes to, in words; None: it does not.
+
+    Raises:
+        UserError: conf/ does not compose, or params.yaml is no YAML mapping.
+    """
+    params = project.read_params()
+    found = differences(project.conf.compose().values, params)
+    if not found:
+        return None
+    try:
+        return str(_Difference(project.choice, choice_for(params, project.conf)))
+    except UserError:  # no choice says it
+        return ", ".join(
+            f"{dotted(path)} is {now} instead of {before}" for path, (before, now) in found.items()
+        )
+
+
+def new_difference(project: Project) -> str | None:
+    """`difference`, once for each state of conf/ and params.yaml; after that it takes milliseconds.
+
+    What cannot be composed is said too, and is no error: the caller does something else.
+    """
+    digest = hashlib.sha256()
+    for path in (*sorted(project.conf.folder.rglob("*.yaml")), project.params_file):
+        digest.update(path.read_bytes())
+    memory = project.scratch / "compared.txt"
+    if memory.exists() and memory.read_text(encoding="utf-8") == digest.hexdigest():
+        return None
+    try:
+        said = difference(project)
+    except UserError as error:
+        said = str(error)
+    write_text(memory, digest.hexdigest())
+    return said
 
 
 class _Difference:

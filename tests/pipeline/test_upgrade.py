@@ -151,7 +151,10 @@ def test_choices_drops_pins_and_releases_are_kept(upgraded, before):
     choice = yaml.safe_load((project.root / "conf/choice.yaml").read_text())
     assert {"override /preset": "digits"} in choice["defaults"]
     assert {"override /student": "convnext"} in choice["defaults"]
-    composed = "from crt.project import Project; print(Project().difference())"
+    composed = (
+        "from crt.project import Project; from crt.project.takeover import difference; "
+        "print(difference(Project()))"
+    )
     assert project.run("python", "-c", composed).stdout == "None\n", "params.yaml is what conf/ composes to"
 
     assert not list((project.root / "conf").glob("dataset.yaml")) + list(

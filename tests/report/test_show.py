@@ -57,7 +57,7 @@ def test_the_whole_page(tmp_path, capsys):
     params = root / "params.yaml"
     params.write_text(params.read_text().replace("sigma: 0.25", "sigma: 0.5"))
     show(Project(root))
-    assert "params.yaml differs from conf/: sigma is 0.5 instead of 0.25" in capsys.readouterr().err
+    assert "params.yaml differs from conf/: sigma=0.5" in capsys.readouterr().err
 
 
 def test_before_the_first_run(tmp_path):
