@@ -64,14 +64,14 @@ class Data(Section):
     drops: Annotated[list[Name], Field(min_length=1)]
     resize: Literal["none", "crop", "squash"]  # none: another size is an error
     skip_unreadable: bool
-    # Share of each labelled drop that training leaves out, chosen by content.
+    # Share of each labeled drop that training leaves out, chosen by content.
     validation: Annotated[float, Field(ge=0, lt=1)]
     augment: Augment
 
     @model_validator(mode="after")
     def _fits(self) -> "Data":
         if len(set(self.drops)) != len(self.drops):
-            raise ValueError("drops lists a drop twice")
+            raise ValueError("drops lists a drop twice: remove one")
         return self
 
 
@@ -126,7 +126,7 @@ class SmoothMix(Section):
     @model_validator(mode="after")
     def _mixes_from_an_iterate(self) -> "SmoothMix":
         if self.mix_step >= self.steps:
-            raise ValueError(f"mix_step ({self.mix_step}) must be less than steps ({self.steps})")
+            raise ValueError(f"mix_step ({self.mix_step}) must be less than steps ({self.steps}): lower it")
         return self
 
 
@@ -410,7 +410,8 @@ class Config(Section):
     def _teacher_drop_exists(self) -> "Config":
         if self.teacher.drop not in self.data.drops:
             raise ValueError(
-                f"teacher.drop is {self.teacher.drop!r}, which is not among data.drops ({', '.join(self.data.drops)})"
+                f"teacher.drop is {self.teacher.drop!r}, which is not among data.drops "
+                f"({', '.join(self.data.drops)}): choose one of these"
             )
         return self
 

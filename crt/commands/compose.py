@@ -40,7 +40,8 @@ def chosen(project: Project, choice: Choice, overrides: Sequence[str]) -> Choice
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise UserError(" ".join(str(error).split())) from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{reason}: write KEY=VALUE, +KEY=VALUE or ~KEY, and quote what has spaces") from None
     choice, conf = choice.copy(), project.conf
     back = [one for one in parsed if one.is_delete()]
     for one in back:

@@ -25,7 +25,7 @@ class Release:
     version: str
     commit: str
     created: datetime
-    facts: Mapping[str, Any]  # `crt.commands.release.facts_of`; empty for a tag that was made by hand
+    facts: Mapping[str, Any]  # `crt.commands.release.facts`; empty for a tag that was made by hand
 
     @property
     def tag(self) -> str:

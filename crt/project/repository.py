@@ -84,7 +84,9 @@ class Project:
                 raise UserError(
                     f"{self.root.resolve()} is no git repository: releases are tags of one; run in a clone"
                 )
-            raise UserError(f"`git {' '.join(arguments)}` failed in {self.root.resolve()} ({reason})")
+            raise UserError(
+                f"`git {' '.join(arguments)}` failed in {self.root.resolve()} ({reason}): fix that and run again"
+            )
         return done.stdout
 
     def read_at(self, revision: str, name: str) -> str:

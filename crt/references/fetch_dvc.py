@@ -9,8 +9,7 @@ from typing import Any
 
 from crt.errors import UserError
 from crt.files import replacing, replacing_file
-
-FILES = ("model.json", "model.safetensors")
+from crt.references.locate import INFO, WEIGHTS
 
 
 def get_artifact(repo: str, artifact: str, version: str | None, target: Path) -> None:
@@ -81,7 +80,7 @@ def _copy(fs: Any, path: str, target: Path) -> None:
             _copy_file(fs, path, aside)
         return
     with replacing(target) as folder:
-        for name in FILES:
+        for name in (INFO, WEIGHTS):
             source = f"{path.rstrip('/')}/{name}"
             if not fs.exists(source):
                 raise UserError(

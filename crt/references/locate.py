@@ -16,7 +16,7 @@ FORMS = (
     "registry:[REPOSITORY:]ARTIFACT@VERSION",
     "dvc:URL",
 )
-WEIGHTS = "model.safetensors"
+INFO, WEIGHTS = "model.json", "model.safetensors"  # of a model folder; crt.models.checkpoint imports torch
 _PIN = "#sha256="
 
 
@@ -70,9 +70,9 @@ def locate(ref: Reference, root: Path, work: Path) -> Path:
     """
     if ref.form == "path":
         place = root / ref.rest
-        if not place.is_file() and not (place / "model.json").is_file():
+        if not place.is_file() and not (place / INFO).is_file():
             raise UserError(
-                f"model reference {ref.text!r}: {place} is no file and holds no model.json: "
+                f"model reference {ref.text!r}: {place} is no file and holds no {INFO}: "
                 "check the path, and that its data is on this machine"
             )
         return _checked(ref, place)
@@ -112,11 +112,9 @@ def copy_pinned(text: str, root: Path, folder: Path, work: Path) -> None:
     """
     source = locate(parse(text), root, work)
     if not source.is_dir():
-        raise UserError(
-            f"model reference {text!r} is a file: name a model folder, with model.json and {WEIGHTS}"
-        )
+        raise UserError(f"model reference {text!r} is a file: name a model folder, with {INFO} and {WEIGHTS}")
     with replacing(folder) as aside:
-        for name in ("model.json", WEIGHTS):
+        for name in (INFO, WEIGHTS):
             shutil.copyfile(source / name, aside / name)
     discard(work)
 

@@ -152,12 +152,9 @@ def other_size(source):
     delivery(source, size=9)
 
 
-def test_image(source):
+def known_image(source):
     with np.load(source.parent / "repo" / "data" / "test" / "digits.npz") as arrays:
         Image.fromarray(arrays["images"][5]).save(source / "7" / "known.bmp")
-
-
-test_image.__test__ = False  # type: ignore[attr-defined]
 
 
 def dangling(source):
@@ -183,7 +180,7 @@ def pickled(source):
         (empty, "in holds no images"),
         (other_size, r"6 image\(s\) of the wrong size or mode: 3/0.png \(9x9 pixels instead of 8x8\)"),
         (
-            test_image,
+            known_image,
             r"1 image\(s\) that also stand in the test set: 7/known.bmp \(test image digits.npz#5\)",
         ),
         (dangling, r"in/3/away.png is a link to a file that is not there: fix or remove it"),
@@ -336,7 +333,7 @@ def test_the_prepared_test_set_is_read_and_not_decoded_again(repo, tmp_path, mon
         said = lambda self, *a, _status=status, **k: _status if a[0] == "status" else real(self, *a, **k)  # noqa: E731
         monkeypatch.setattr(Project, "dvc", said)
         source = delivery(tmp_path / f"in{len(decoded)}{status == '{}'}")
-        test_image(source)
+        known_image(source)
         with pytest.raises(
             UserError, match=r"also stand in the test set: 7/known.bmp \(test image digits.npz#5\)"
         ):

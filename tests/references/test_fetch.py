@@ -218,3 +218,10 @@ class TestReferences:
             copy_pinned(f"path:released#sha256={SHA256}", tmp_path, tmp_path / "out", tmp_path / "work")
         with pytest.raises(UserError, match="is a file"):
             copy_pinned("path:released/other", tmp_path, tmp_path / "out", tmp_path / "work")
+
+
+def test_a_model_folder_is_fetched_by_the_names_that_models_are_written_by():
+    from crt.models import checkpoint
+    from crt.references import locate as module
+
+    assert (module.INFO, module.WEIGHTS) == (checkpoint.INFO, checkpoint.WEIGHTS)
