@@ -32,8 +32,8 @@ TAKEN = [
 class Team(Project):
     """A project whose environment has its own code installed, as `make setup` does it."""
 
-    def run(self, *command: str, check: bool = True, env: dict[str, str] | None = None):
-        return super().run(*command, check=check, env={"PYTHONPATH": str(self.root), **(env or {})})
+    def run(self, *command: str, env: dict[str, str] | None = None, **options):
+        return super().run(*command, env={"PYTHONPATH": str(self.root), **(env or {})}, **options)
 
     def planned(self, check: bool = True) -> list[str]:
         """The stages that `dvc repro` would run; not `check`: up to one that needs a folder which they make."""
