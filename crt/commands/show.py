@@ -27,7 +27,7 @@ def show(project: Project) -> None:
     results = load_results(project.root, params.preset, params.data.drops, params.certified)
     print(table(results))
     print()
-    print(" ".join(results.gate["sentences"]))
+    print(f"Gate: {results.gate['verdict']}. {' '.join(results.gate['sentences'])}")
     print(f"Report: {(project.root / 'report/index.html').resolve()}")
     print("Plots:  dvc plots show --open      Compare: dvc metrics diff, crt experiments")
     if said := difference(project):

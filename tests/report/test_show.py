@@ -51,7 +51,7 @@ def test_the_whole_page(tmp_path, capsys):
     show(project(root))
     said = capsys.readouterr()
     assert "baseline" not in said.out.splitlines()[0]
-    assert "No baseline is pinned" in said.out
+    assert "\nGate: no baseline. No baseline is pinned" in said.out
     assert str((root / "report/index.html").resolve()) in said.out
     assert said.err == ""
     params = root / "params.yaml"
