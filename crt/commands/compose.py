@@ -98,7 +98,7 @@ def apply(project: Project, experiment: str) -> None:
     if project.git("status", "--porcelain", "--untracked-files=no", "--", "conf"):
         raise UserError(
             "conf/ is not committed, and the experiment's would replace it: `git commit` it, "
-            "or take it back with `git checkout conf params.yaml`, then run again"
+            "or take it back with `git checkout HEAD conf params.yaml`, then run again"
         )
     project.dvc("exp", "apply", experiment)
     take_over(project)

@@ -45,7 +45,7 @@ def take_over(project: Project) -> None:
     project.choose(choice)
     if said:
         print(f"taken over from params.yaml into conf/choice.yaml: {said}")
-        print("  (`git checkout conf params.yaml` goes back to what was committed)")
+        print("  (`git checkout HEAD conf params.yaml` goes back to what was committed)")
     follows = differences(params, project.read_params())
     if follows:
         print(
