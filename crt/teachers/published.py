@@ -88,20 +88,7 @@ def recognize(
         raise UserError(
             f"{source} holds no image classifier: its tensors have no convolution or no last layer"
         )
-    named = _named_in_file(checkpoint, source)
-    shown = _cifar_resnet(tensors, source) or _resnet(tensors)
-    for name, where in ((named, f"{source}'s entry arch"), (arch, "teacher.arch")):
-        if shown and name and name != shown:
-            raise UserError(
-                f"{where} is {name}, but the tensors in {source} are {shown}'s: "
-                f"set teacher.arch to {shown} or null"
-            )
-    name = shown or arch or named
-    if name is None:
-        raise UserError(
-            f"{source} does not say which network it holds (first tensor {next(iter(tensors))!r}): "
-            "set teacher.arch to its timm name"
-        )
+    name = _name(checkpoint, tensors, source, arch)
     if name.startswith("regnet") and "conv1.weight" in tensors:
         tensors = {_timm_regnet_name(key): tensor for key, tensor in tensors.items()}
     args = dict(arch_args or {})
@@ -212,6 +199,25 @@ def _mean_and_std(front: dict[str, Tensor]) -> tuple[list[float], list[float]] |
 
     mean, std = one(r"^(mean|means|mu)$"), one(r"^(std|stds|sd|sds|sigma)$")
     return None if mean is None or std is None else (mean, std)
+
+
+def _name(checkpoint: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str, arch: str | None) -> str:
+    """The network's name: what the tensors show, else what is given, else the file's own word."""
+    named = _named_in_file(checkpoint, source)
+    shown = _cifar_resnet(tensors, source) or _resnet(tensors)
+    for told, where in ((named, f"{source}'s entry arch"), (arch, "teacher.arch")):
+        if shown and told and told != shown:
+            raise UserError(
+                f"{where} is {told}, but the tensors in {source} are {shown}'s: "
+                f"set teacher.arch to {shown} or null"
+            )
+    name = shown or arch or named
+    if name is None:
+        raise UserError(
+            f"{source} does not say which network it holds (first tensor {next(iter(tensors))!r}): "
+            "set teacher.arch to its timm name"
+        )
+    return name
 
 
 def _named_in_file(checkpoint: Mapping[str, Any], source: str) -> str | None:
