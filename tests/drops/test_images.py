@@ -1,13 +1,17 @@
 import hashlib
 import pickle
+import struct
+import zlib
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 from raw_drops import CLASSES, GREY8, RGB8, pixels, write_image
 
 from crt.drops.images import (
+    CHANGES,
     SUFFIXES,
     MisfitImageError,
     UnreadableImageError,
@@ -15,6 +19,7 @@ from crt.drops.images import (
     fit_array,
     pixel_hash,
     read_header,
+    read_picture,
 )
 from crt.spec import ImageSpec
 
@@ -91,7 +96,8 @@ def test_decompression_bomb_is_an_error_without_being_decoded(tmp_path, monkeypa
         (pixels(0, 8, 8, 4), RGB8, "transparent pixels"),
         (pixels(0, 8, 8, 4), spec(3, 8, "crop"), "transparent pixels"),
         (pixels(0, 8, 8, 3), spec(1, 8, "squash"), "mode RGB instead of L"),
-        (pixels(0, 8, 8).astype(np.uint16), GREY8, "mode I;16 instead of L"),
+        (pixels(0, 8, 8).astype(np.uint16) * 257, GREY8, "mode I;16 instead of L"),
+        (pixels(0, 8, 8).astype(np.uint16), GREY8, "16 bits with values up to 248 only, not 65535"),
         (pixels(0, 6, 8), GREY8, "8x6 pixels instead of 8x8"),
     ],
 )
@@ -119,8 +125,109 @@ def test_jpeg_by_its_other_names(tmp_path, suffix):
 def test_formats_that_are_not_read_are_named(tmp_path):
     (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
     assert ".heic" in SUFFIXES
-    with pytest.raises(UnreadableImageError, match=r"\.heic is not read"):
+    with pytest.raises(UnreadableImageError) as error:
         decode_image(tmp_path / "a.HEIC", RGB8)
+    remedy = "reading .heic needs `pip install pillow-heif`"
+    assert error.value.reason == ("not an image" if find_spec("pillow_heif") else remedy)
+    (tmp_path / "a.cr2").write_bytes(b"II*\0\x10\0\0\0CR" + bytes(50))
+    with pytest.raises(UnreadableImageError, match=r"\.cr2 is not read"):
+        decode_image(tmp_path / "a.cr2", RGB8)
+
+
+@pytest.mark.parametrize("suffix", ["heic", "avif"])
+def test_formats_of_plugins_are_read_where_they_are_installed(tmp_path, suffix):
+    if suffix == "heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    elif not features.check("avif"):
+        pytest.importorskip("pillow_avif")
+    upright = Image.fromarray(np.kron(pixels(5, 4, 4, 3), np.ones((16, 16, 1), np.uint8)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    stored.save(tmp_path / f"a.{suffix}", quality=95, exif=exif.tobytes())
+    decoded = decode_image(tmp_path / f"a.{suffix}", spec(3, 64, "none"))
+    assert (
+        np.abs(decoded.astype(int) - np.asarray(upright).astype(int)).mean() < 12
+    )  # turned wrongly: about 80
+
+
+def test_the_first_frame_of_several_is_read_and_told(tmp_path):
+    frames = [Image.fromarray(pixels(seed, 8, 8, 3)) for seed in (1, 2)]
+    for suffix, options in (
+        ("webp", {"lossless": True}),
+        ("tif", {}),
+        ("png", {}),
+        ("mpo", {"quality": 95, "subsampling": 0}),
+    ):
+        path = tmp_path / f"a.{suffix}"
+        frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+        picture = read_picture(path, RGB8)
+        # A camera's MPO is one picture, seen twice.
+        assert picture.changes == (() if suffix == "mpo" else ("first_frame",)), suffix
+        difference = np.abs(picture.pixels.astype(int) - pixels(1, 8, 8, 3)).mean()
+        assert difference <= (30 if suffix == "mpo" else 0)  # of the other frame: about 85
+    frames[0].save(tmp_path / "one.tif", save_all=True)
+    assert read_picture(tmp_path / "one.tif", RGB8).changes == ()
+
+
+def test_16_bits_are_scaled_to_8(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65536, (8, 8), dtype=np.uint16)
+    expected = (deep // 256).astype(np.uint8)
+    for suffix in ("png", "tif", "pgm"):
+        picture = read_picture(write_image(tmp_path / f"a.{suffix}", deep), spec(1, 8, "crop"))
+        assert np.array_equal(picture.pixels[..., 0], expected)
+        assert picture.changes == ("from_16_bits",)
+    colors = read_picture(tmp_path / "a.png", spec(3, 8, "crop"))
+    assert np.array_equal(colors.pixels[..., 2], expected)
+    # A camera of 12 bits, stored without scaling: nearly black.
+    path = write_image(tmp_path / "dark.png", deep // 16)
+    with pytest.raises(MisfitImageError, match=r"16 bits with values up to 39\d\d only, not 65535"):
+        read_picture(path, spec(1, 8, "crop"))
+    path = write_image(tmp_path / "fractions.tif", pixels(0).astype(np.float32) / 255)
+    with pytest.raises(MisfitImageError, match="mode F, whose values have no known range"):
+        read_picture(path, spec(1, 8, "crop"))
+
+
+def test_16_bits_of_color_are_told(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65536, (8, 8, 3), dtype=np.uint16)
+    path = write_png_of_16_bits(tmp_path / "a.png", deep)
+    picture = read_picture(path, RGB8)  # Pillow itself takes the upper half of each number
+    assert np.array_equal(picture.pixels, deep // 256)
+    assert picture.changes == ("from_16_bits",)
+
+
+def write_png_of_16_bits(path, colors):
+    """Pillow does not write them. uint16 [H, W, 3]."""
+
+    def chunk(kind, content):
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    header = struct.pack(">IIBBBBB", colors.shape[1], colors.shape[0], 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colors)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    return path
+
+
+def test_what_was_done_is_told(tmp_path):
+    grey, colors = pixels(0), pixels(1, 8, 8, 3)
+    opaque = np.full((8, 8, 1), 255, np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    form = spec(3, 8, "crop")
+    Image.new("CMYK", (8, 8)).save(tmp_path / "cmyk.jpg")
+    write_image(tmp_path / "grey.png", grey, exif=exif)
+    write_image(tmp_path / "alpha.png", np.concatenate([colors, opaque], 2))
+    write_image(tmp_path / "plain.png", colors)
+    told = {path.stem: read_picture(path, form).changes for path in tmp_path.iterdir()}
+    assert told == {
+        "cmyk": ("from_cmyk",),
+        "grey": ("turned", "from_gray"),
+        "alpha": ("opaque_alpha",),
+        "plain": (),
+    }
+    assert {change for changes in told.values() for change in changes} < set(CHANGES)
 
 
 def test_an_opaque_alpha_channel_is_no_loss(tmp_path):
