@@ -19,9 +19,9 @@ from pathlib import Path
 from certified import certified_metrics
 
 from crt.config import Config
-from crt.data.store import open_store, read_hashes
+from crt.data.store import open_store
 from crt.drops.layout import read_classes
-from crt.drops.prepare import prepare_drop
+from crt.drops.prepare import Checks, prepare_drop, prepared_images
 from crt.project import Project
 from crt.spec import ImageSpec
 from crt.training.fit import Files, fit, student_job
@@ -68,10 +68,10 @@ def prepare(config: Config, folder: Path) -> tuple[list[Path], Path]:
     data = config.data
     classes = tuple(read_classes(ROOT / "data", data.num_classes))
     spec = ImageSpec(classes, data.image_size, data.channels, data.resize)
-    prepare_drop(ROOT / "data" / "test", folder / "test", spec=spec, need_labels=True)
-    hashes = read_hashes(folder / "test" / "index.parquet")
+    prepare_drop(ROOT / "data" / "test", folder / "test", spec=spec, checks=Checks(need_labels=True))
+    checks = Checks(tested=prepared_images(folder / "test"))
     for drop in config.data.drops:
-        prepare_drop(ROOT / "data" / "train" / drop, folder / drop, spec=spec, test_hashes=hashes)
+        prepare_drop(ROOT / "data" / "train" / drop, folder / drop, spec=spec, checks=checks)
     return [folder / drop for drop in config.data.drops], folder / "test"
 
 

@@ -64,6 +64,7 @@ class Data(Section):
     drops: Annotated[list[Name], Field(min_length=1)]
     resize: Literal["none", "crop", "squash"]  # none: another size is an error
     skip_unreadable: bool
+    near_copies: Literal["list", "drop", "refuse"]  # training images that look like a test image
     # Share of each labeled drop that training leaves out, chosen by content.
     validation: Annotated[float, Field(ge=0, lt=1)]
     augment: Augment

@@ -7,9 +7,8 @@ from pathlib import Path
 from common import run
 
 from crt.config import Config
-from crt.data.store import read_hashes
 from crt.drops.layout import check_data_dir, read_classes
-from crt.drops.prepare import prepare_drop
+from crt.drops.prepare import Checks, prepare_drop, prepared_images
 from crt.files import write_text
 from crt.spec import ImageSpec
 
@@ -23,17 +22,19 @@ def main(config: Config) -> None:
     data = config.data
     if not is_test:
         check_data_dir(DATA, [name])
+    classes = tuple(read_classes(DATA, data.num_classes))
     summary = prepare_drop(
         DATA / part,
         PREPARED / part,
-        spec=ImageSpec(
-            tuple(read_classes(DATA, data.num_classes)), data.image_size, data.channels, data.resize
+        spec=ImageSpec(classes, data.image_size, data.channels, data.resize),
+        checks=Checks(
+            validation=0.0 if is_test else data.validation,
+            skip_unreadable=data.skip_unreadable,
+            tested=None if is_test else prepared_images(PREPARED / "test"),
+            near_copies=data.near_copies,
+            need_labels=is_test,
         ),
-        validation=0.0 if is_test else data.validation,
-        skip_unreadable=data.skip_unreadable,
-        test_hashes=None if is_test else read_hashes(PREPARED / "test/index.parquet"),
         workers=config.runtime.workers,
-        need_labels=is_test,
     )
     write_text(RESULTS / f"{name}.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crt.data.store import Store, open_store, read_hashes
+from crt.data.store import Store, open_store
 from crt.datasets.drift import SIZE, Finding, Sample, class_drift, pixel_drift, value_drift
+from crt.drops.layout import first_ten
 from crt.drops.prepare import DecodedImage
 from crt.errors import UserError
 from crt.spec import ImageSpec, check_fits, to_unit
@@ -19,28 +20,49 @@ if TYPE_CHECKING:
 class Arrived:
     """Looks at each image of a delivery, and compares with the earlier drops that are prepared here."""
 
-    def __init__(self, root: Path, drops: Sequence[str]) -> None:
-        self._root = root
+    def __init__(self, root: Path, drops: Sequence[str], classes: Sequence[str]) -> None:
+        self._root, self._classes = root, classes
         self._earlier = [store for drop in drops if (store := _store(root / "prepared/train" / drop))]
-        self._known = {
-            digest for store in self._earlier for digest in read_hashes(store.path / "index.parquet")
+        self._known = {  # pixel hash -> the drop and the number of the image there
+            digest: (store, number) for store in self._earlier for number, digest in enumerate(store.hashes)
         }
         self._sample = Sample()
         self._again = 0
+        self._contradictions: list[str] = []
 
     def look(self, row: DecodedImage) -> None:
-        """Take note of one image of the delivery."""
         self._sample.add(row.pixels, row.label)
-        self._again += row.sha256 in self._known
+        if row.sha256 not in self._known:
+            return
+        self._again += 1
+        store, number = self._known[row.sha256]
+        before = int(store.labels[number])
+        if row.label >= 0 and before >= 0 and row.label != before:
+            self._contradictions.append(
+                f"{row.name} is labeled {self._classes[row.label]}, and the same image as {store.names[number]} of "
+                f"the drop {store.path.name} {self._classes[before]}"
+            )
 
-    def report(self, classes: Sequence[str]) -> None:
+    def check(self, source: Path) -> None:
+        """Make sure that no image of the delivery stands in an earlier drop under another label.
+
+        Raises:
+            UserError: One does.
+        """
+        if self._contradictions:
+            raise UserError(
+                f"{source} has {len(self._contradictions)} image(s) that an earlier drop labels otherwise: "
+                f"{first_ten(self._contradictions)}; remove them, or the earlier drop (`crt drop-data`) if it is wrong"
+            )
+
+    def report(self) -> None:
         """Print copies of earlier images, and the drift."""
         if not self._earlier:
             print("  not compared with earlier drops: none is prepared here (`dvc repro` or `dvc pull`)")
             return
         if self._again:
             print(f"  also in earlier drops: {self._again} ({self._again / self._sample.seen:.1%})")
-        findings = self._findings(classes)
+        findings = self._findings()
         width = max(len(finding.quantity) for finding in findings)
         print(f"  drift against the earlier drops ({', '.join(store.path.name for store in self._earlier)}):")
         for found in findings:
@@ -49,11 +71,11 @@ class Arrived:
                 f"    {found.quantity:{width}}  {found.before:>6} -> {found.now:>6}   p = {found.p:.2g}{mark}"
             )
 
-    def _findings(self, classes: Sequence[str]) -> list[Finding]:
+    def _findings(self) -> list[Finding]:
         now = np.stack(self._sample.images)
         before = _some_images(self._earlier)
         labels = np.concatenate([store.labels for store in self._earlier]).tolist()
-        by_class = class_drift(labels, self._sample.labels, classes)
+        by_class = class_drift(labels, self._sample.labels, self._classes)
         by_model = _confidence_drift(self._root, self._earlier[0].spec, before, now)
         return [
             *([by_class] if by_class else []),

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from crt.commands import told
 from crt.commands.arrived import Arrived
 from crt.commands.pin import pin_newest
 from crt.config import Data
-from crt.data.store import read_hashes
 from crt.datasets.archives import is_archive, unpack
+from crt.drops.copies import KnownImages
 from crt.drops.layout import first_ten, read_classes, walk_files
-from crt.drops.prepare import DecodedImage, check_drop, raw_hashes
+from crt.drops.prepare import Checks, DecodedImage, check_drop, prepared_images, raw_images
 from crt.errors import UserError
 from crt.files import replacing, same_tree
 from crt.project import Project
@@ -58,8 +59,9 @@ def ingest(project: Project, source: Path, drop: str) -> None:
     classes = read_classes(root / "data", data.num_classes)
     with replacing(target) as aside:
         _copy(source, aside, classes)
-        arrived = Arrived(root, [name for name in data.drops if name != drop])
+        arrived = Arrived(root, [name for name in data.drops if name != drop], classes)
         summary = _check(project, aside, source, classes, data, arrived.look)
+        arrived.check(source)
         if target.exists() and not same_tree(aside, target):  # the same: an earlier run was killed
             if known:
                 raise UserError(taken)
@@ -75,7 +77,7 @@ def ingest(project: Project, source: Path, drop: str) -> None:
     pinned = pin_newest(project, choice)
     project.choose(choice)
     _report(drop, summary)
-    arrived.report(classes)
+    arrived.report()
     if pinned is not None:
         print(f"{pinned.tag} is pinned, as baseline and as start of training (`crt pin` chooses another)")
     show_next(project)
@@ -162,18 +164,12 @@ def _check(
 ) -> dict[str, Any]:
     """The checks of the prepare stage, on the copy; errors name the source, which is what the user knows."""
     spec = ImageSpec(tuple(classes), data.image_size, data.channels, data.resize)
-    tested = _prepared_hashes(project)
+    tested = _prepared_test(project)
     if tested is None:
-        tested = raw_hashes(project.root / "data" / "test", spec=spec, skip_unreadable=data.skip_unreadable)
+        tested = raw_images(project.root / "data" / "test", spec=spec, skip_unreadable=data.skip_unreadable)
+    checks = Checks(data.validation, data.skip_unreadable, tested, data.near_copies)
     try:
-        return check_drop(
-            folder,
-            spec=spec,
-            validation=data.validation,
-            skip_unreadable=data.skip_unreadable,
-            test_hashes=tested,
-            look=look,
-        )
+        return check_drop(folder, spec=spec, checks=checks, look=look)
     except UserError as error:
         message = str(error)
         if source.is_file():  # its copy lies in the folder that stands for it
@@ -181,28 +177,16 @@ def _check(
         raise UserError(message.replace(str(folder), str(source))) from None
 
 
-def _prepared_hashes(project: Project) -> dict[str, str] | None:
-    """Those of the prepared test set; None: it is missing or out of date."""
-    index = project.root / "prepared" / "test" / "index.parquet"
-    if not index.exists() or json.loads(project.dvc("status", "--json", "prepare_test")):
+def _prepared_test(project: Project) -> KnownImages | None:
+    """The images of the prepared test set; None: it is missing or out of date."""
+    folder = project.root / "prepared" / "test"
+    if not folder.exists() or json.loads(project.dvc("status", "--json", "prepare_test")):
         return None
-    return read_hashes(index)
+    return prepared_images(folder)
 
 
 def _report(drop: str, summary: dict[str, Any]) -> None:
     counts = ", ".join(f"{name} {count}" for name, count in summary["classes"].items() if count)
     print(f"the drop {drop}: {summary['images']} images ({counts or 'no labels'})")
-    for key, what in (
-        ("unlabelled", "unlabeled"),
-        ("duplicates", "copies of others in the drop"),
-        ("skipped", "unreadable, left out when prepared"),
-    ):
-        if summary[key]:
-            print(f"  {what}: {summary[key]} ({summary[key] / summary['images']:.1%})")
-    if aside := summary["validation"]["images"]:
-        print(f"  set aside for validation: {aside} ({aside / summary['images']:.1%})")
-    if whole := summary["validation"]["whole_classes"]:
-        print(f"  no image is left for training of the class: {first_ten(whole)}")
-    if summary["ignored"]:
-        kinds = ", ".join(f"{kind} {count}" for kind, count in summary["ignored"].items())
-        print(f"  other files, ignored: {summary['ignored_files']} ({kinds})")
+    for line in told.of_summary(summary):
+        print(f"  {line}")

@@ -101,6 +101,11 @@ class Store:
         """Each image's path in its drop, or `<archive>#<index>`."""
         return _read_index(self.path / "index.parquet", "name")["name"]
 
+    @cached_property
+    def hashes(self) -> list[str]:
+        """Each image's pixel hash, SHA-256 over shape and pixels."""
+        return _read_index(self.path / "index.parquet", "sha256")["sha256"]
+
 
 @dataclass(frozen=True)
 class ValidationSplit(Store):
@@ -198,17 +203,6 @@ def open_store(path: Path) -> Store:
         fingerprint=meta["fingerprint"],
         validation=validation,
     )
-
-
-def read_hashes(index: Path) -> dict[str, str]:
-    """Pixel hash (SHA-256 over shape and pixels) -> name, of the images in a prepared drop's index.parquet.
-
-    Raises:
-        MissingFileError: There is no such file.
-        DamagedFileError: It is no index.
-    """
-    found = _read_index(index, "sha256", "name")
-    return dict(zip(found["sha256"], found["name"], strict=True))
 
 
 def _read_validation(file: Path, count: int) -> np.ndarray:

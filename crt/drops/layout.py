@@ -236,10 +236,10 @@ def _read_labels(table: Path, classes: Sequence[str], images: list[str]) -> dict
     return found
 
 
-def first_ten(names: Sequence[str]) -> str:
-    """The first ten names, and how many more there are."""
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(names[:10]) + more
+def first_ten(names: Sequence[str], count: int | None = None) -> str:
+    """The first ten names, and how many more there are; `count`: of all, where only some are listed."""
+    more = (len(names) if count is None else count) - 10
+    return ", ".join(names[:10]) + (f" and {more} more" if more > 0 else "")
 
 
 def by_suffix(names: Iterable[str]) -> dict[str, int]:

@@ -2,23 +2,27 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Literal, Self
 
 import numpy as np
 from tqdm import tqdm
 
-from crt.data.store import FORMAT, shard_name
+from crt.data.store import FORMAT, open_store, shard_name
+from crt.drops.copies import SMALLEST, KnownImages, look_of
 from crt.drops.images import (
+    CHANGES,
     ImageError,
     MisfitImageError,
-    decode_image,
+    Picture,
     fit_array,
     pixel_hash,
+    read_picture,
 )
 from crt.drops.layout import Drop, ImageFile, by_suffix, first_ten, read_drop
 from crt.drops.parallel import map_chunks
@@ -30,6 +34,7 @@ from crt.spec import ImageSpec
 _CHUNK_BYTES = 4 << 20  # pixels that one task of a worker returns
 _SHARD_BYTES = 1 << 30  # pixels in one file: DVC transfers files side by side
 _ROW_GROUP = 16384
+_NAMED = 100  # files that a summary names of each kind; it counts all
 
 
 @dataclass(frozen=True)
@@ -42,40 +47,50 @@ class DecodedImage:
     pixels: np.ndarray
     sha256: str
     validation: bool = False  # set aside: training leaves it out
+    look: bytes = b""  # see `crt.drops.copies.look_of`; empty where nobody asks
+    changes: tuple[str, ...] = ()  # what was done to it, see `crt.drops.images.CHANGES`
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What a drop is held to.
+
+    Attributes:
+        validation: Share of the labelled images to set aside, see `crt.drops.split`.
+        skip_unreadable: Leave unreadable image files out instead of failing.
+        tested: The test images; None: do not compare (for the test set itself).
+        near_copies: What to do with images that look like a test image: `list` them, `drop` or `refuse` them.
+        need_labels: Unlabelled images are an error (the test set).
+    """
+
+    validation: float = 0.0
+    skip_unreadable: bool = False
+    tested: KnownImages | None = None
+    near_copies: Literal["list", "drop", "refuse"] = "list"
+    need_labels: bool = False
 
 
 def prepare_drop(
-    source: Path,
-    out: Path,
-    *,
-    spec: ImageSpec,
-    validation: float = 0.0,
-    skip_unreadable: bool = False,
-    test_hashes: Mapping[str, str] | None = None,
-    workers: int = 0,
-    need_labels: bool = False,
+    source: Path, out: Path, *, spec: ImageSpec, checks: Checks | None = None, workers: int = 0
 ) -> dict[str, Any]:
     """Check a raw drop and write it as arrays to the folder `out`, which appears complete or not at all.
 
     Args:
         source: the raw drop, see `crt.drops.layout`.
+        out: where the arrays go.
         spec: the classes, what the network takes, and how images are brought there.
-        validation: share of the labelled images to set aside, see `crt.drops.split`.
-        skip_unreadable: leave unreadable image files out instead of failing.
-        test_hashes: pixel hash -> name of every test image; None: do not compare (for the test set itself).
+        checks: what the drop is held to.
         workers: processes that decode; 0: one per core.
-        need_labels: unlabelled images are an error (the test set).
 
     Returns:
-        The summary: counts per class, what is set aside, duplicates, what was skipped.
+        The summary: counts per class, what is set aside, copies, what was changed, skipped and ignored.
 
     Raises:
         UserError: the drop does not hold what it should; names at most ten of the files.
     """
     drop = read_drop(source, spec.classes)
     with replacing(out) as aside, Writer(aside, drop.count, spec) as writer:
-        rows = _decoded_images(drop, spec, validation, workers)
-        summary = _examine(drop, rows, spec, skip_unreadable, test_hashes, need_labels, consume=writer.add)
+        summary = _examine(drop, spec, checks or Checks(), workers, consume=writer.add)
         writer.finish()
     return summary
 
@@ -84,30 +99,42 @@ def check_drop(
     source: Path,
     *,
     spec: ImageSpec,
-    validation: float = 0.0,
-    skip_unreadable: bool = False,
-    test_hashes: Mapping[str, str] | None = None,
+    checks: Checks | None = None,
     workers: int = 0,
-    need_labels: bool = False,
     look: Callable[[DecodedImage], None] = lambda row: None,
 ) -> dict[str, Any]:
     """All of `prepare_drop`'s checks, and its summary, without writing anything; `look` sees each sound image."""
-    drop = read_drop(source, spec.classes)
-    rows = _decoded_images(drop, spec, validation, workers)
-    return _examine(drop, rows, spec, skip_unreadable, test_hashes, need_labels, consume=look)
+    return _examine(read_drop(source, spec.classes), spec, checks or Checks(), workers, consume=look)
 
 
-def raw_hashes(
+def raw_images(
     source: Path, *, spec: ImageSpec, skip_unreadable: bool = False, workers: int = 0
-) -> dict[str, str]:
-    """Pixel hash -> name of a raw drop's images, as `read_hashes` gives it for a prepared one."""
-    hashes: dict[str, str] = {}
-    drop = read_drop(source, spec.classes)
-    rows = _decoded_images(drop, spec, 0.0, workers)
-    _examine(
-        drop, rows, spec, skip_unreadable, None, False, lambda row: hashes.update({row.sha256: row.name})
+) -> KnownImages:
+    """A raw test set's images, as `prepared_images` gives them for a prepared one."""
+    known = KnownImages()
+    # It is not compared with anything, but its looks are wanted.
+    checks = Checks(skip_unreadable=skip_unreadable, tested=KnownImages())
+    check_drop(
+        source,
+        spec=spec,
+        checks=checks,
+        workers=workers,
+        look=lambda row: known.add(row.name, row.sha256, row.look),
     )
-    return hashes
+    return known
+
+
+def prepared_images(folder: Path) -> KnownImages:
+    """The images of a prepared drop, by their pixels and their looks.
+
+    Raises:
+        MissingFileError: It is not there.
+        DamagedFileError: It is no prepared drop.
+    """
+    store, known = open_store(folder), KnownImages()
+    for number, (name, sha256) in enumerate(zip(store.names, store.hashes, strict=True)):
+        known.add(name, sha256, look_of(store.images[number]))
+    return known
 
 
 @dataclass
@@ -116,7 +143,9 @@ class _Findings:
 
     unreadable: list[str] = field(default_factory=list)
     misfits: list[MisfitImageError] = field(default_factory=list)
+    contradictions: list[str] = field(default_factory=list)
     overlap: list[str] = field(default_factory=list)
+    near: list[str] = field(default_factory=list)
 
     def add(self, problem: ImageError) -> None:
         if isinstance(problem, MisfitImageError):
@@ -124,9 +153,9 @@ class _Findings:
         else:
             self.unreadable.append(f"{problem.name} ({problem.reason})")
 
-    def sentence(self, folder: Path, skip_unreadable: bool) -> str | None:
+    def sentence(self, folder: Path, checks: Checks) -> str | None:
         parts = []
-        if self.unreadable and not skip_unreadable:
+        if self.unreadable and not checks.skip_unreadable:
             parts.append(
                 f"{len(self.unreadable)} unreadable image(s): {first_ten(self.unreadable)}; "
                 "convert, repair or remove them, or set skip_unreadable to true to leave them out"
@@ -138,53 +167,86 @@ class _Findings:
             parts.append(
                 f"{len(self.misfits)} image(s) of the wrong size or mode: {named}; convert them{remedy}"
             )
+        if self.contradictions:
+            parts.append(
+                f"{len(self.contradictions)} image(s) under two labels: {first_ten(self.contradictions)}; "
+                "remove what is wrong"
+            )
         if self.overlap:
             parts.append(
                 f"{len(self.overlap)} image(s) that also stand in the test set: {first_ten(self.overlap)}; "
                 "remove them from the drop, or the test results would be too good"
             )
+        if self.near and checks.near_copies == "refuse":
+            parts.append(
+                f"{len(self.near)} image(s) that look like a test image: {first_ten(self.near)}; "
+                "remove them from the drop, or set near_copies to drop to leave them out"
+            )
         return f"{folder} has " + ", and ".join(parts) if parts else None
 
 
+class _Seen:
+    """The images of a drop so far, to find those that come again."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self._classes = classes
+        self._first: dict[bytes, tuple[str, int]] = {}  # of each image its first name, and its label
+        self.again = 0
+
+    def add(self, item: DecodedImage) -> str | None:
+        """Which image contradicts this one's label, in words."""
+        digest = bytes.fromhex(item.sha256)
+        name, label = self._first.setdefault(digest, (item.name, item.label))
+        self.again += name != item.name
+        if label < 0 <= item.label:
+            self._first[digest] = (item.name, item.label)
+        if item.label < 0 or label < 0 or item.label == label:
+            return None
+        mine, other = self._classes[item.label], self._classes[label]
+        return f"{item.name} is labeled {mine}, and the same image as {name} {other}"
+
+
 def _examine(
-    drop: Drop,
-    rows: Iterable[DecodedImage | ImageError],
-    spec: ImageSpec,
-    skip_unreadable: bool,
-    test_hashes: Mapping[str, str] | None,
-    need_labels: bool,
-    consume: Callable[[DecodedImage], None],
+    drop: Drop, spec: ImageSpec, checks: Checks, workers: int, consume: Callable[[DecodedImage], None]
 ) -> dict[str, Any]:
     """Look at every image once, hand the sound ones to `consume` in order, and count."""
     counts = np.zeros(len(spec.classes) + 1, np.int64)  # the last one: unlabelled, label -1
     aside = np.zeros(len(spec.classes), np.int64)
-    seen: set[bytes] = set()
-    duplicates = 0
-    findings = _Findings()
+    changes: Counter[str] = Counter()
+    seen, findings, tested = _Seen(spec.classes), _Findings(), checks.tested
     progress = tqdm(total=drop.count, desc=drop.folder.name, unit="img", delay=2, disable=None, leave=False)
     with progress:
-        for item in rows:
+        for item in _decoded_images(drop, spec, checks.validation, tested is not None, workers):
             progress.update()
             if isinstance(item, ImageError):
                 findings.add(item)
                 continue
-            if test_hashes is not None and item.sha256 in test_hashes:
-                findings.overlap.append(f"{item.name} (test image {test_hashes[item.sha256]})")
-            digest = bytes.fromhex(item.sha256)
-            duplicates += digest in seen
-            seen.add(digest)
+            if contradiction := seen.add(item):
+                findings.contradictions.append(contradiction)
+            if tested and item.sha256 in tested.by_hash:
+                findings.overlap.append(f"{item.name} (test image {tested.by_hash[item.sha256]})")
+            elif tested and (like := tested.like(item.look)):
+                findings.near.append(f"{item.name} (test image {like})")
+                if checks.near_copies == "drop":
+                    continue
             counts[item.label] += 1
             if item.validation:
                 aside[item.label] += 1
+            changes.update(item.changes)
             consume(item)
-    if sentence := findings.sentence(drop.folder, skip_unreadable):
+    if sentence := findings.sentence(drop.folder, checks):
         raise UserError(sentence)
     if counts.sum() == 0:
-        raise UserError(f"{drop.folder} holds no readable image: deliver it again")
-    if need_labels and counts[-1]:
+        left_out = f" that does not look like a test image ({first_ten(findings.near)})"
+        raise UserError(
+            f"{drop.folder} holds no readable image{left_out if findings.near else ''}: deliver it again"
+        )
+    if checks.need_labels and counts[-1]:
         raise UserError(
             f"{drop.folder} has {counts[-1]} unlabelled image(s), but a test set needs labels: add or remove them"
         )
+    compared = tested is not None and spec.size >= SMALLEST
+    near = {"images": len(findings.near), "left_out": checks.near_copies == "drop"}
     return {
         "images": int(counts.sum()),
         "unlabelled": int(counts[-1]),
@@ -194,11 +256,14 @@ def _examine(
             "classes": _by_class(spec, aside),
             "whole_classes": [spec.classes[k] for k in np.flatnonzero((aside == counts[:-1]) & (aside > 0))],
         },
-        "duplicates": duplicates,
+        "changes": {change: changes[change] for change in CHANGES if changes[change]},
+        "duplicates": seen.again,
+        "near_copies": near | {"files": findings.near[:_NAMED]} if compared else None,
         "skipped": len(findings.unreadable),
         "skipped_files": findings.unreadable,
         "ignored_files": len(drop.ignored),
         "ignored": by_suffix(drop.ignored),
+        "ignored_names": drop.ignored[:_NAMED],
     }
 
 
@@ -207,11 +272,12 @@ def _by_class(spec: ImageSpec, counts: np.ndarray) -> dict[str, int]:
 
 
 def _decoded_images(
-    drop: Drop, spec: ImageSpec, validation: float, workers: int
+    drop: Drop, spec: ImageSpec, validation: float, looks: bool, workers: int
 ) -> Iterator[DecodedImage | ImageError]:
     """Every image of the drop in order, or what is wrong with it."""
     chunk = max(1, min(256, _CHUNK_BYTES // (spec.size**2 * spec.channels)))
-    yield from map_chunks(partial(decode_rows, spec=spec, validation=validation), drop.files, chunk, workers)
+    decode = partial(decode_rows, spec=spec, validation=validation, looks=looks)
+    yield from map_chunks(decode, drop.files, chunk, workers)
     for archive in drop.archives:
         source = archive.path.name
         for index, pixels in enumerate(archive.images()):
@@ -221,28 +287,32 @@ def _decoded_images(
             except MisfitImageError as error:
                 yield error
                 continue
-            yield _decoded(name, int(archive.labels[index]), source, fitted, validation)
+            yield _decoded(name, int(archive.labels[index]), source, Picture(fitted, ()), validation, looks)
 
 
 def decode_rows(
-    files: list[ImageFile], spec: ImageSpec, validation: float = 0.0
+    files: list[ImageFile], spec: ImageSpec, validation: float = 0.0, looks: bool = False
 ) -> list[DecodedImage | ImageError]:
     """Decode image files; an error stands in the place of its image."""
     rows: list[DecodedImage | ImageError] = []
     for file in files:
         try:
-            pixels = decode_image(file.path, spec)
+            picture = read_picture(file.path, spec)
         except ImageError as error:
             error.name = file.name  # as the drop calls it
             rows.append(error)
         else:
-            rows.append(_decoded(file.name, file.label, file.name, pixels, validation))
+            rows.append(_decoded(file.name, file.label, file.name, picture, validation, looks))
     return rows
 
 
-def _decoded(name: str, label: int, source: str, pixels: np.ndarray, validation: float) -> DecodedImage:
+def _decoded(
+    name: str, label: int, source: str, picture: Picture, validation: float, looks: bool
+) -> DecodedImage:
+    pixels = picture.pixels
     aside = label >= 0 and in_validation(pixels, validation)
-    return DecodedImage(name, label, source, pixels, pixel_hash(pixels), aside)
+    look = look_of(pixels) if looks else b""
+    return DecodedImage(name, label, source, pixels, pixel_hash(pixels), aside, look, picture.changes)
 
 
 class Writer:

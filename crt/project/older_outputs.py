@@ -62,15 +62,17 @@ def _convert_prepared(folder: Path, resize: str) -> None:
 
 
 def _summary(facts: dict[str, Any]) -> dict[str, Any]:
-    """The summary of a prepared drop: no image is set aside; ignored files were not counted by kind."""
+    """The summary of a prepared drop: no image is set aside; what was not looked at is empty or unknown."""
     nothing = {"images": 0, "classes": dict.fromkeys(facts["classes"], 0), "whole_classes": []}
     found = {}
     for key, value in facts.items():
         found[key] = value
         if key == "classes":
-            found["validation"] = nothing
+            found |= {"validation": nothing, "changes": {}}
+        elif key == "duplicates":
+            found["near_copies"] = None
     ignored = facts["ignored_files"]
-    return found | {"ignored": {"unknown": ignored} if ignored else {}}
+    return found | {"ignored": {"unknown": ignored} if ignored else {}, "ignored_names": []}
 
 
 def _json(value: Any) -> str:

@@ -47,7 +47,7 @@ def test_a_folder_becomes_a_drop(repo, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "the drop 2025-04: 7 images (3 4, 7 3)" in out
     assert "copies of others in the drop: 1 (14.3%)\n" in out
-    assert "other files, ignored: 1 (.md 1)\n" in out
+    assert "other files, not used: 1 (.md 1): README.md\n" in out
     assert "dvc repro" in out
     assert tree(repo / "data" / "train" / "2025-04") == tree(source)
     assert listed_drops(repo) == [*SAMPLE, "2025-04"]
@@ -326,8 +326,8 @@ def test_the_prepared_test_set_is_read_and_not_decoded_again(repo, tmp_path, mon
     """While DVC says that it is that of the present data, code and parameters."""
     prepare_drop(repo / "data/test", repo / "prepared/test", spec=ImageSpec.numbered(10, 8, 1))
     decoded = []
-    raw_hashes = command.raw_hashes
-    monkeypatch.setattr(command, "raw_hashes", lambda *a, **k: decoded.append(a) or raw_hashes(*a, **k))
+    raw_images = command.raw_images
+    monkeypatch.setattr(command, "raw_images", lambda *a, **k: decoded.append(a) or raw_images(*a, **k))
     real = Project.dvc
     for status in ("{}", '{"prepare_test": [{"changed deps": {"data/test": "modified"}}]}'):
         said = lambda self, *a, _status=status, **k: _status if a[0] == "status" else real(self, *a, **k)  # noqa: E731
@@ -464,3 +464,38 @@ def test_a_delivery_is_compared_with_the_drops_before_it(repo, tmp_path, capsys)
     out = capsys.readouterr().out
     assert "also in earlier drops: 5 (14.3%)" in out
     assert "drift against the earlier drops (2025-01):" in out
+
+
+def test_an_image_that_an_earlier_drop_labels_otherwise_is_refused(repo, no_dvc, tmp_path):
+    prepare_drop(
+        repo / "data/train/2025-01", repo / "prepared/train/2025-01", spec=ImageSpec.numbered(10, 8, 1)
+    )
+    with np.load(next((repo / "data/train/2025-01").glob("*.npz"))) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    wrong = np.append(labels[:4], (labels[4] + 1) % 10)
+    np.savez(tmp_path / "again.npz", images=images[:5], labels=wrong)
+    with pytest.raises(
+        UserError,
+        match=rf"1 image\(s\) that an earlier drop labels otherwise: again.npz#4 is labeled {wrong[4]}, and the same "
+        rf"image as digits.npz#4 of the drop 2025-01 {labels[4]}; remove them, or the earlier drop",
+    ):
+        ingest(Project(repo), tmp_path / "again.npz", "2025-04")
+    assert listed_drops(repo) == SAMPLE
+    assert not (repo / "data/train/2025-04").exists()
+
+
+def test_what_was_done_and_what_is_not_used_is_told(repo, no_dvc, tmp_path, capsys):
+    source = delivery(tmp_path / "in")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.random.default_rng(9).integers(0, 256, (8, 8), dtype=np.uint8)).save(
+        source / "3" / "phone.png", exif=exif
+    )
+    for number in range(12):
+        (source / "7" / f"{number:02}.xml").write_text("x")
+    ingest(Project(repo), source, "2025-04")
+    out = capsys.readouterr().out
+    assert "the drop 2025-04: 7 images (3 4, 7 3)" in out
+    assert "  turned as the EXIF tag says: 1\n" in out
+    assert "  other files, not used: 12 (.xml 12): 7/00.xml, " in out
+    assert "7/09.xml and 2 more\n" in out

@@ -5,12 +5,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prepared_drops import write_prepared
+from prepared_drops import store_of, write_prepared
 from raw_drops import GREY8, class_folders, pixels
 
-from crt.data.store import Shards, open_store, open_validation, read_hashes
+from crt.data.store import Shards, open_store, open_validation
 from crt.drops import prepare
-from crt.drops.prepare import prepare_drop
+from crt.drops.images import pixel_hash
+from crt.drops.prepare import Checks, prepare_drop
 from crt.errors import DamagedFileError, MissingFileError, UserError
 
 
@@ -31,9 +32,9 @@ def test_images_are_mapped_not_read(prepared):
     assert store.validation.tolist() == [False] * 6
 
 
-def test_hashes_name_their_images(prepared):
-    hashes = read_hashes(prepared / "index.parquet")
-    assert list(hashes.values()) == open_store(prepared).names
+def test_hashes_are_those_of_the_images(prepared):
+    store = open_store(prepared)
+    assert store.hashes == [pixel_hash(pixels) for pixels in store.images]
 
 
 @pytest.mark.parametrize("name", ["meta.json", "images.npy", "labels.npy", "index.parquet"])
@@ -101,11 +102,12 @@ def test_other_format_version(prepared):
 
 
 def test_missing_index(tmp_path):
+    store = store_of(np.zeros((1, 8, 8, 1), np.uint8), path=tmp_path)
     with pytest.raises(MissingFileError, match=r"index.parquet is missing: prepare the drop again"):
-        read_hashes(tmp_path / "index.parquet")
+        _ = store.hashes
     (tmp_path / "index.parquet").write_text("no table")
     with pytest.raises(DamagedFileError, match=r"index.parquet is damaged .*: prepare the drop again"):
-        read_hashes(tmp_path / "index.parquet")
+        _ = store.hashes
 
 
 def drop_of(folder, count, first_seed, validation, labels=None):
@@ -192,7 +194,7 @@ def test_unreadable_images_shorten_the_last_file(prepared, tmp_path, monkeypatch
     broken = sorted((tmp_path / "raw").rglob("*.png"))
     for file in (broken[0], broken[3]):
         file.write_bytes(b"no image")
-    prepare_drop(tmp_path / "raw", tmp_path / "sharded", spec=GREY8, skip_unreadable=True)
+    prepare_drop(tmp_path / "raw", tmp_path / "sharded", spec=GREY8, checks=Checks(skip_unreadable=True))
     store = open_store(tmp_path / "sharded")
     np.testing.assert_array_equal(np.asarray(store.images), open_store(prepared).images[[1, 2, 4, 5]])
 

@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from raw_drops import CLASSES, GREY8, RGB8, class_folders, pixels, write_image
 
-from crt.data.store import open_store, read_hashes
+from crt.data.store import open_store
+from crt.drops.copies import KnownImages
 from crt.drops.images import pixel_hash
 from crt.drops.npz import write_npz
-from crt.drops.prepare import check_drop, prepare_drop, raw_hashes
+from crt.drops.prepare import Checks, check_drop, prepare_drop, prepared_images, raw_images
 from crt.errors import UserError
 from crt.spec import ImageSpec
 
 
-def prepare(source, out, spec=GREY8, **options):
-    return prepare_drop(source, out, spec=spec, **options)
+def prepare(source, out, spec=GREY8, workers=0, **checks):
+    return prepare_drop(source, out, spec=spec, checks=Checks(**checks), workers=workers)
 
 
 def contents(folder):
@@ -38,11 +39,14 @@ def test_prepared_drop_keeps_its_contract(tmp_path):
         "unlabelled": 0,
         "classes": {"cat": 3, "dog": 3, "owl": 3},
         "validation": {"images": 0, "classes": {"cat": 0, "dog": 0, "owl": 0}, "whole_classes": []},
+        "changes": {},
         "duplicates": 0,
+        "near_copies": None,
         "skipped": 0,
         "skipped_files": [],
         "ignored_files": 0,
         "ignored": {},
+        "ignored_names": [],
     }
     images = np.load(tmp_path / "out" / "images.npy", allow_pickle=False)
     labels = np.load(tmp_path / "out" / "labels.npy", allow_pickle=False)
@@ -94,9 +98,7 @@ def test_the_same_images_as_files_and_as_an_archive(tmp_path):
     assert np.array_equal(store.images, other.images)
     assert np.array_equal(store.labels, other.labels)
     assert other.names[:2] == ["a.npz#0", "a.npz#1"]
-    assert list(read_hashes(tmp_path / "files" / "index.parquet")) == list(
-        read_hashes(tmp_path / "archive" / "index.parquet")
-    )
+    assert store.hashes == other.hashes
 
 
 @settings(max_examples=25, deadline=None)
@@ -104,7 +106,8 @@ def test_the_same_images_as_files_and_as_an_archive(tmp_path):
 def test_round_trip_of_any_arrays(tmp_path_factory, data, count, channels):
     folder = tmp_path_factory.mktemp("trip")
     seeds = data.draw(st.lists(st.integers(0, 12), min_size=count, max_size=count))
-    labels = data.draw(st.lists(st.integers(-1, 2), min_size=count, max_size=count))
+    label_of = data.draw(st.lists(st.integers(-1, 2), min_size=13, max_size=13))
+    labels = [label_of[seed] for seed in seeds]  # an image has one label
     images = np.stack([pixels(seed, 5, 5, channels) for seed in seeds])
     (folder / "raw").mkdir()
     write_npz(folder / "raw" / "a.npz", images=images, labels=np.array(labels))
@@ -154,7 +157,7 @@ def test_a_share_is_set_aside_by_content(tmp_path):
     assert counts["images"] == len(small) == sum(counts["classes"].values())
     assert counts["classes"]["cat"] == len([name for name in small if name.startswith("cat/")]) > 0
     assert counts["whole_classes"] == []
-    assert check_drop(source, spec=GREY8, validation=0.2)["validation"] == counts
+    assert check_drop(source, spec=GREY8, checks=Checks(validation=0.2))["validation"] == counts
     _, large = split_of(source, tmp_path / "out", 0.6)
     assert small < large
     assert 130 <= len(large) <= 230
@@ -203,9 +206,31 @@ def test_the_fingerprint_follows_the_split(tmp_path):
 
 def test_duplicates_are_found_across_file_formats(tmp_path):
     source = class_folders(tmp_path / "raw", per_class=2)
-    write_image(source / "dog" / "again.bmp", pixels(0))  # cat/000.png's pixels
-    write_image(source / "owl" / "again.tif", pixels(0))
+    write_image(source / "cat" / "again.bmp", pixels(0))  # cat/000.png's pixels
+    write_image(source / "cat" / "deep" / "again.tif", pixels(0))
     assert prepare(source, tmp_path / "out")["duplicates"] == 2
+
+
+def test_the_same_image_under_two_labels_is_an_error_that_names_both(tmp_path):
+    source = class_folders(tmp_path / "raw", per_class=2)
+    write_image(source / "dog" / "again.bmp", pixels(0))
+    write_image(source / "owl" / "again.tif", pixels(0))
+    with pytest.raises(
+        UserError,
+        match=r"2 image\(s\) under two labels: dog/again.bmp is labeled dog, and the same image as cat/000.png cat, "
+        r"owl/again.tif is labeled owl, and the same image as cat/000.png cat; remove what is wrong",
+    ):
+        prepare(source, tmp_path / "out", skip_unreadable=True)
+
+
+def test_an_unlabelled_copy_contradicts_nothing_but_what_it_stands_for_does(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    write_npz(raw / "a.npz", images=np.stack([pixels(0)] * 3), labels=np.array([-1, 1, 1]))
+    assert prepare(raw, tmp_path / "out")["duplicates"] == 2
+    write_npz(raw / "b.npz", images=pixels(0)[None], labels=np.array([2]))
+    with pytest.raises(UserError, match=r"b.npz#0 is labeled owl, and the same image as a.npz#1 dog"):
+        prepare(raw, tmp_path / "out")
 
 
 def test_unreadable_files_fail_with_their_list(tmp_path):
@@ -254,17 +279,31 @@ def test_files_that_are_no_images_are_counted_by_kind(tmp_path):
         (source / name).write_text("x")
     summary = prepare(source, tmp_path / "out")
     assert (summary["ignored_files"], summary["ignored"]) == (3, {".md": 1, ".txt": 2})
+    assert sorted(summary["ignored_names"]) == ["README.md", "cat/a.txt", "cat/b.TXT"]
+
+
+def test_what_was_done_to_images_is_counted(tmp_path):
+    source = class_folders(tmp_path / "raw", per_class=2)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for index in range(3):
+        write_image(source / "cat" / f"turned{index}.png", pixels(100 + index), exif=exif)
+    frames = [Image.fromarray(pixels(seed)) for seed in (200, 201)]
+    frames[0].save(source / "dog" / "moving.gif", save_all=True, append_images=frames[1:])
+    spec = replace(RGB8, resize="crop")
+    summary = prepare(source, tmp_path / "out", spec)
+    assert summary["changes"] == {"turned": 3, "first_frame": 1, "from_gray": 9}  # a GIF has a palette
 
 
 def test_pictures_in_formats_that_are_not_read_are_unreadable_images(tmp_path):
     source = class_folders(tmp_path / "raw", per_class=1)
-    (source / "cat" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
+    (source / "cat" / "camera.nef").write_bytes(b"MM\0*" + bytes(50))
     with pytest.raises(
-        UserError, match=r"1 unreadable image\(s\): cat/phone.heic \(.heic is not read\); convert"
+        UserError, match=r"1 unreadable image\(s\): cat/camera.nef \(.nef is not read\); convert"
     ):
         prepare(source, tmp_path / "out")
     summary = prepare(source, tmp_path / "out", skip_unreadable=True)
-    assert summary["skipped_files"] == ["cat/phone.heic (.heic is not read)"]
+    assert summary["skipped_files"] == ["cat/camera.nef (.nef is not read)"]
     assert summary["ignored_files"] == 0
 
 
@@ -318,19 +357,21 @@ def test_resizing_applies_to_files_and_archives(tmp_path):
 def test_images_of_the_test_set_are_named(tmp_path):
     test = class_folders(tmp_path / "test", per_class=1, first_seed=1000)
     prepare(test, tmp_path / "out" / "test", need_labels=True)
-    hashes = read_hashes(tmp_path / "out" / "test" / "index.parquet")
-    assert hashes == raw_hashes(test, spec=GREY8)
+    hashes = prepared_images(tmp_path / "out" / "test")
+    store = open_store(tmp_path / "out" / "test")
+    assert hashes.by_hash == dict(zip(store.hashes, store.names, strict=True))
+    assert hashes == raw_images(test, spec=GREY8)
     train = class_folders(tmp_path / "train", per_class=2)
-    prepare(train, tmp_path / "out" / "train", test_hashes=hashes)
+    prepare(train, tmp_path / "out" / "train", tested=hashes)
     for index in range(11):
         write_image(
-            train / "dog" / f"copy{index:02}.bmp", pixels(1002)
+            train / "owl" / f"copy{index:02}.bmp", pixels(1002)
         )  # test's owl/000.png, as another format
     with pytest.raises(UserError) as error:
-        prepare(train, tmp_path / "out" / "train2", test_hashes=hashes)
+        prepare(train, tmp_path / "out" / "train2", tested=hashes)
     message = str(error.value)
-    assert "11 image(s) that also stand in the test set: dog/copy00.bmp (test image owl/000.png)" in message
-    assert "dog/copy09.bmp" in message
+    assert "11 image(s) that also stand in the test set: owl/copy00.bmp (test image owl/000.png)" in message
+    assert "owl/copy09.bmp" in message
     assert "copy10" not in message
 
 
@@ -338,11 +379,11 @@ def test_all_findings_come_at_once(tmp_path):
     source = class_folders(tmp_path / "raw", per_class=1)
     write_image(source / "cat" / "big.png", pixels(0, 9, 9))
     (source / "cat" / "text.png").write_text("no")
-    hashes = {pixel_hash(pixels(1)[..., None]): "owl/7.png"}
+    hashes = KnownImages({pixel_hash(pixels(1)[..., None]): "owl/7.png"})
     with pytest.raises(
         UserError, match=r"1 unreadable .* 1 image\(s\) of the wrong size .* 1 image\(s\) that also"
     ):
-        prepare(source, tmp_path / "out", test_hashes=hashes)
+        prepare(source, tmp_path / "out", tested=hashes)
 
 
 def test_test_set_needs_labels(tmp_path):

@@ -1,0 +1,50 @@
+"""What `crt get-data` and `crt ingest` say about images: what was done to them, and what is not used, by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from crt.drops.images import CHANGES
+from crt.drops.layout import first_ten
+
+
+def of_summary(summary: Mapping[str, Any]) -> list[str]:
+    """The lines about a drop's summary (`crt.drops.prepare`) that follow its first one."""
+    total = summary["images"]
+    lines = []
+    if summary["unlabelled"]:
+        lines.append(f"unlabeled: {_share(summary['unlabelled'], total)}")
+    if summary["duplicates"]:
+        lines.append(f"copies of others in the drop: {_share(summary['duplicates'], total)}")
+    lines += of_changes(summary["changes"])
+    if near := summary["near_copies"]:
+        lines += of_near_copies(near["files"], near["images"], left_out=near["left_out"])
+    if aside := summary["validation"]["images"]:
+        lines.append(f"set aside for validation: {_share(aside, total)}")
+    if whole := summary["validation"]["whole_classes"]:
+        lines.append(f"no image is left for training of the class: {first_ten(whole)}")
+    if summary["skipped"]:
+        lines.append(
+            f"unreadable, left out when prepared: {summary['skipped']}: {first_ten(summary['skipped_files'])}"
+        )
+    if summary["ignored"]:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in summary["ignored"].items())
+        named = first_ten(summary["ignored_names"], summary["ignored_files"])
+        lines.append(f"other files, not used: {summary['ignored_files']} ({kinds}): {named}")
+    return lines
+
+
+def of_changes(changes: Mapping[str, int]) -> list[str]:
+    """What was done to how many images."""
+    return [f"{CHANGES[change]}: {count}" for change, count in changes.items()]
+
+
+def of_near_copies(names: list[str], count: int, *, left_out: bool) -> list[str]:
+    """Training images that look like a test image."""
+    if not count:
+        return []
+    done = "left out of training" if left_out else "kept (data.near_copies=drop leaves them out)"
+    return [f"look like a test image, {done}: {count}: {first_ten(names, count)}"]
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count} ({count / total:.1%})"
