@@ -149,6 +149,7 @@ class Crt(Section):
 
     name: Literal["crt"]
     alpha: Share  # weight of the transfer loss; 1 - alpha goes to cross-entropy with the labels
+    keep: NonNegative  # weight of the distance to the release that training starts from, where that is right
 
 
 MethodSettings = Annotated[

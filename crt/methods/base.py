@@ -3,10 +3,11 @@
 A method is a module of this package with
 
 - `NEEDS_LABELS`: whether it has no use for images without a label;
-- `TEACHER`: None where it learns alone; "logits" where it asks a teacher by `Teacher.noised` only, so that recorded
-  logits can take the teacher's place; "network" where it runs the teacher on images of its own;
-- a factory of the module's name, which takes the method's settings (and the keyword `teacher` unless TEACHER is None)
-  and returns a `Method`.
+- `TEACHER`: None where it learns alone; "logits" where it asks a teacher by `Teacher.noised` only, so that
+  recorded logits can take the teacher's place; "network" where it runs the teacher on images of its own;
+- `RELEASE`, where it is stated and true: an update can hold on to the release that it starts from;
+- a factory of the module's name, which takes the method's settings (and the keywords `teacher` unless TEACHER
+  is None and `release` where RELEASE is true) and returns a `Method`.
 
 No module is imported before its method is asked for.
 """
@@ -71,7 +72,7 @@ class Method(Protocol):
 
 
 class Teacher:
-    """A robust network that a student learns from, asked in each step."""
+    """A network that a student learns from, or a release that it holds on to, asked in each step."""
 
     def __init__(self, network: nn.Module) -> None:
         """Puts `network` (images [B, C, H, W] -> logits [B, K]) into eval mode."""
@@ -81,8 +82,13 @@ class Teacher:
     def noised(self, batch: Batch, sigma: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The batch's images with one noise each [B, C, H, W], and the teacher's logits of them [B, K]."""
         images = add_noise(batch.images, sigma, generator)
+        return images, self.logits(images)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """The network's logits [B, K] of images [B, C, H, W], as they are, in float32 at least."""
         logits: Tensor = self.network(images)
-        return images, logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -93,23 +99,28 @@ class Kind:
         name: As in `find_method`.
         needs_labels: Whether it has no use for images without a label.
         teacher: What it asks of a teacher, see the module's text.
+        release: Whether it can hold on to a release.
         factory: Takes the settings, and returns the method.
     """
 
     name: str
     needs_labels: bool
     teacher: Literal["logits", "network"] | None
+    release: bool
     factory: Callable[..., Method]
 
-    def build(self, settings: Mapping[str, Any], teacher: Teacher | None = None) -> Method:
-        """The method with its settings; a teacher goes to those that can learn from one.
+    def build(
+        self, settings: Mapping[str, Any], teacher: Teacher | None = None, release: Teacher | None = None
+    ) -> Method:
+        """The method with its settings; teacher and release go to those that can take one.
 
         Raises:
             UserError: The method needs a teacher and there is none.
         """
-        if self.teacher is None:
-            return self.factory(**settings)
-        return self.factory(**settings, teacher=teacher)
+        networks = {"teacher": teacher} if self.teacher else {}
+        if self.release:
+            networks["release"] = release
+        return self.factory(**settings, **networks)
 
 
 def find_method(name: str) -> Kind:
@@ -123,7 +134,8 @@ def find_method(name: str) -> Kind:
     if name not in known:
         raise UserError(f"method {name!r} is unknown: choose one of {', '.join(known)}")
     module = importlib.import_module(f"crt.methods.{name}")
-    return Kind(name, module.NEEDS_LABELS, module.TEACHER, getattr(module, name))
+    release = getattr(module, "RELEASE", False)
+    return Kind(name, module.NEEDS_LABELS, module.TEACHER, release, getattr(module, name))
 
 
 def standard_normal_like(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -138,5 +150,5 @@ def standard_normal_like(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def add_noise(images: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    """images + sigma * N(0, I): [B, C, H, W] -> [B, C, H, W], fresh draws, never clipped (the certificate's noise)."""
+    """images [B, C, H, W] + sigma * N(0, I): fresh draws, never clipped, as under a certificate."""
     return images + sigma * standard_normal_like(images, generator)

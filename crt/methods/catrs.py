@@ -31,7 +31,7 @@ def catrs(
     vote_sigma: float,
     teacher: Teacher | None = None,
 ) -> Method:
-    """Of each image's m noises only as many of the easiest as its confidence allows; where all, also the worst case.
+    """Of each image's m noises as many of the easiest as its confidence allows; where all, the worst too.
 
         L = mean_b [ 1/m * sum of the K_b smallest of CE(f(x_b + e_ib), y_b)
                      + lbd * [K_b = m] * max_i KL(q_b || softmax(f(x_b + v_ib))) ]
@@ -90,7 +90,7 @@ def easiest(losses: Tensor, counts: Tensor) -> Tensor:
 def vote(
     model: nn.Module, images: Tensor, sigma: float, num_votes: int, generator: torch.Generator
 ) -> Tensor:
-    """Class frequencies [B, K] of the model's hard predictions for images [B, C, H, W] under num_votes noises."""
+    """Class frequencies [B, K] of the model's predictions for images [B, C, H, W] under num_votes noises."""
     with frozen(model) as network, torch.no_grad():
         votes = [  # one batch at a time: memory does not grow with num_votes
             noisy_logits(network, images, draw_noise(images, sigma, 1, generator))[0]
@@ -105,7 +105,7 @@ def vote(
 def attack_noise(
     model: nn.Module, images: Tensor, frequencies: Tensor, noise: Tensor, *, epsilon: float, steps: int
 ) -> Tensor:
-    """Noise [m, B, C, H, W] moved to maximise KL(frequencies || prediction), one perturbation per draw; detached.
+    """Noise [m, B, C, H, W] moved to maximize KL(frequencies || prediction), each draw by itself; detached.
 
     After each step of length 2 epsilon / steps, noise is taken back into the l2 ball of radius epsilon around
     the draw, then to the draw's mean and second moment, so that it still looks Gaussian; the last may exceed

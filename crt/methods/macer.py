@@ -51,7 +51,7 @@ def label_term(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def radius_term(logits: Tensor, labels: Tensor, sigma: float, *, gamma: float, beta: float) -> Tensor:
-    """sigma/2 * (1/B) sum over S of (gamma - xi): logits [k, B, K], labels [B] -> scalar; divided by B, not by |S|."""
+    """sigma/2 * (1/B) sum over S of (gamma - xi): logits [k, B, K], labels [B] -> scalar; B, not |S|."""
     top, classes = (beta * logits).softmax(-1).mean(0).topk(2)
     with torch.no_grad():
         xi = _gap(top)

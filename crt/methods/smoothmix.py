@@ -1,4 +1,4 @@
-"""SmoothMix: mixing images with adversaries of the smoothed classifier (Jeong et al. 2021, arXiv 2111.09277)."""
+"""SmoothMix: images mixed with adversaries of the smoothed network (Jeong et al. 2021, arXiv 2111.09277)."""
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,10 @@ TEACHER = None
 def smoothmix(
     *, num_noise: int, steps: int, step_size: float, mix_step: int, eta: float, warmup_epochs: int
 ) -> Method:
-    """Cross-entropy at a start image s, and on the way to an adversary the label drawn towards the uniform one.
+    """Cross-entropy at a start image s; on the way to an adversary, the label is drawn to the uniform one.
 
-        L = mean_{b,i} CE(f(s_b + e_ib), y_b) + eta * w * mean_{b,i} c_b KL(ymix_b || softmax(f(xmix_b + e_ib)))
+        L = mean_{b,i} CE(f(s_b + e_ib), y_b)
+            + eta * w * mean_{b,i} c_b KL(ymix_b || softmax(f(xmix_b + e_ib)))
         xmix = (1 - lam) s + lam xadv,  ymix = (1 - lam) pbar + lam / K,  lam_b ~ U[0, 1/2]
 
     with pbar the mean prediction at s (not detached: the gradient flows through the target), c_b = 1 where
@@ -40,7 +41,8 @@ def smoothmix(
             step_size.
         mix_step: s is the iterate of this number, at most step_size * mix_step (times w) away; 0: the image
             itself.
-        eta: weight of the mix term, reached after `warmup_epochs` epochs (0: at once).
+        eta: weight of the mix term.
+        warmup_epochs: epochs until `eta`, and the way from the image to s, are reached; 0: at once.
     """
 
     def loss(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:
@@ -79,7 +81,7 @@ def smoothmix(
 def trajectory(
     model: nn.Module, images: Tensor, labels: Tensor, noise: Tensor, *, steps: int, step_size: float
 ) -> list[Tensor]:
-    """The images [B, C, H, W] and the `steps` iterates of gradient ascent on the smoothed loss, detached, in [0,1]."""
+    """The images [B, C, H, W] and the `steps` iterates of ascent on the smoothed loss, detached, in [0,1]."""
     iterates = [images]
     with frozen(model) as network:
         for _ in range(steps):

@@ -42,6 +42,7 @@ class Moves:
         )
 
     def to(self, device: torch.device) -> "Moves":
+        """The same on `device`."""
         return Moves(
             self.shift.to(device), self.flip.to(device), None if self.box is None else self.box.to(device)
         )
@@ -71,14 +72,14 @@ def draw(count: int, crop_padding: int, crop_area: float, flip: bool, generator:
 
 
 def augment(images: Tensor, crop_padding: int, moves: Moves) -> Tensor:
-    """uint8 [B, H, W, C] -> float32 [B, C, H, W] in [0,1], channels-last in memory; each image moved as `moves` says."""
+    """uint8 [B, H, W, C] -> float32 [B, C, H, W] in [0,1], channels-last in memory, moved as `moves` says."""
     if moves.box is not None:
         return _resized(to_unit(images), moves)
     return to_unit(_crop_and_flip(images, crop_padding, moves))
 
 
 def _crop_and_flip(images: Tensor, padding: int, moves: Moves) -> Tensor:
-    """A crop of the original size from each zero-padded image, perhaps mirrored; one gather. uint8 [B, H, W, C]."""
+    """A crop of the original size from each zero-padded image, perhaps mirrored: uint8 [B, H, W, C]."""
     height, width = images.shape[1:3]
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
     columns = torch.arange(width, device=images.device).expand(len(images), width)

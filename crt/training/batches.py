@@ -1,4 +1,4 @@
-"""Batches of training images from prepared drops: shuffled, augmented, on the device; nothing per image in Python.
+"""Batches of training images from prepared drops: shuffled, augmented, on the device.
 
 Order and augmentation depend on (seed, epoch) alone, never on what was drawn before: a run that continues at
 an epoch's start needs no generator's state. Images that fit into memory are held on the device as uint8;
@@ -25,7 +25,7 @@ READ_AHEAD = 3  # batches
 
 
 class Batches:
-    """The images of several drops as batches of one epoch at a time, those apart that are set aside for validation.
+    """The images of several drops, without those set aside for validation, as batches of one epoch at a time.
 
     A last batch that is not full is left out of its epoch (other images in each epoch), unless there is no
     full one: then all images are the one batch. Several processes share every batch: each gets its equal part

@@ -49,7 +49,8 @@ class Files:
     Attributes:
         model: The model folder.
         log: The log of the epochs, TSV.
-        results: Facts of the training, JSON. It, the log and the model have equal bytes after equal trainings.
+        results: Facts of the training, JSON. It, the log and the model have equal bytes after equal
+            trainings.
         times: Seconds, images per second and device, JSON.
         work: The folder for resume files; what this training leaves there is removed at its end.
     """
@@ -75,7 +76,14 @@ class Files:
 
 @dataclass(frozen=True)
 class Start:
-    """A model whose weights training starts from, if it has the same architecture, and the recipe for that."""
+    """The model that training starts from and, where the method can, holds on to; and the recipe for that.
+
+    A model of another architecture is no start.
+
+    Attributes:
+        model: The model folder.
+        recipe: The recipe of training that starts there.
+    """
 
     model: Path
     recipe: Recipe
@@ -92,8 +100,8 @@ class Job:
         drops: The prepared drops.
         teacher: The teacher's model folder, for methods that take one.
         start: Where training starts; None: random weights.
-        banks: The drops' banks of the teacher's logits, for a method that takes them; None: the teacher runs in every
-            step.
+        banks: The drops' banks of the teacher's logits, for a method that takes them; None: the teacher runs
+            in every step.
         augment: What happens to the images.
         sigma: Standard deviation of the noise, [0,1] pixel units.
         seed: What all draws follow from.
@@ -153,7 +161,8 @@ def student_job(
         drops: The prepared drops.
         teacher: The teacher's model folder.
         init: The model folder that training starts from; None: random weights.
-        banks: The drops' banks of the teacher's logits, in the drops' order; None: the teacher runs in every step.
+        banks: The drops' banks of the teacher's logits, in the drops' order; None: the teacher runs in every
+            step.
     """
     recipe = config.student
     shorter = {"epochs": recipe.init_epochs, "lr": recipe.init_lr, "warmup_epochs": 0}
@@ -178,22 +187,22 @@ def _job(
 def fit(job: Job, files: Files, checkpoint_seconds: float = CHECKPOINT_SECONDS) -> None:
     """Train a model, and write it.
 
-    The results are the last epoch's means over the training batches, the number of parameters, of epochs, of images and
-    of those left out since the method needs labels, whether training started from another model's weights, how many
-    views of an image the banks hold, and the precision.
+    The results are the last epoch's means over the training batches, the number of parameters, of epochs, of
+    images and of those left out since the method needs labels, whether training started from another model's
+    weights, how many views of an image the banks hold, and the precision.
 
     Under torchrun the processes train together, and rank 0 writes. A killed training continues from its last
     checkpoint.
 
     Args:
-        job: What is trained. Its teacher is left alone by a method that learns without one. So is a start of another
-            architecture, which standard error says: then training starts from random weights.
+        job: What is trained. Its teacher is left alone by a method that learns without one. So is a start of
+            another architecture, which standard error says: then training starts from random weights.
         files: Where the outputs go.
         checkpoint_seconds: At most one checkpoint is written in so many seconds.
 
     Raises:
-        UserError: Drops, teacher, start or banks are missing, do not fit each other or the settings, or the loss is not
-            finite.
+        UserError: Drops, teacher, start or banks are missing, do not fit each other or the settings, or the
+            loss is not finite.
     """
     training = prepare_training(job, files.work)
     progress = train(
@@ -224,6 +233,7 @@ def prepare_training(job: Job, work: Path) -> Training:
     precision = choose_precision(job.runtime.precision, network.model, stores[0].spec.shape, device)
     fabric = start_fabric(device, precision)
     teacher, moves, views = _teacher(job, kind, stores, fabric.device)
+    release = _release(network, kind, fabric.device)
     batches = Batches(
         stores,
         network.recipe.batch_size,
@@ -251,13 +261,13 @@ def prepare_training(job: Job, work: Path) -> Training:
     runtime = [fabric.device.type, fabric.world_size, job.runtime.compile]
     code = [*CODE, f"methods/{job.method.name}.py", *(["bank.py"] if views else [])]
     own = resume_folder(work, job.name, [asdict(info), facts, sections, runtime], code)
-    method = kind.build(job.method.model_dump(exclude={"name"}), teacher)
+    method = kind.build(job.method.model_dump(exclude={"name"}), teacher, release)
     return Training(network.model, method, batches, network.recipe, fabric, own, info, facts)
 
 
 @dataclass(frozen=True)
 class _Network:
-    """A network with its first weights, its normalization, its recipe and the model that its weights are from."""
+    """A network with its first weights, its normalization, its recipe and where the weights are from."""
 
     model: BaseClassifier
     mean: list[float]
@@ -292,7 +302,7 @@ def _first_weights(job: Job, stores: Sequence[Store]) -> _Network:
 def _teacher(
     job: Job, kind: methods.Kind, stores: Sequence[Store], device: torch.device
 ) -> tuple[methods.Teacher | None, Callable[[Tensor, int], Moves] | None, int]:
-    """The teacher that the method takes, how it must see the images (None: as they come), and the views of its bank."""
+    """The method's teacher, how it must see the images (None: as they come), and the views of its bank."""
     if kind.teacher is None or job.teacher is None:
         return None, None, 0
     network = load_teacher(job.teacher, stores[0], job.sigma, device)
@@ -303,6 +313,13 @@ def _teacher(
     replayed = Replayed(network, stores, job.banks, seed=job.seed, how=job.augment)
     replayed.check(job.sigma, device)
     return replayed, replayed.moves, replayed.views
+
+
+def _release(network: _Network, kind: methods.Kind, device: torch.device) -> methods.Teacher | None:
+    """The model that training starts from, frozen, for a method that can hold on to it."""
+    if network.start is None or not kind.release:
+        return None
+    return methods.Teacher(frozen_teacher(load_model(network.start)[0].to(device)))
 
 
 def _described(job: Job, stores: Sequence[Store], network: _Network, teacher: Path | None) -> ModelInfo:

@@ -62,6 +62,7 @@ class Work(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
+        """Nothing is counted yet."""
         super().__init__()
         self.operations, self.outputs, self.depthwise = 0, 0, 0
 

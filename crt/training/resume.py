@@ -38,7 +38,8 @@ def resume_folder(root: Path, name: str, facts: Any, code: Iterable[str]) -> Pat
     if rank() == 0 and not any(folder.glob("*")):
         for other in sorted({file.parent for file in root.glob(f"{name}-{'[0-9a-f]' * 16}/*")}):
             print(
-                f"{other} was left by an unfinished run with other settings, data or code and is not continued: "
+                f"{other} was left by an unfinished run with other settings, data or code and is not "
+                "continued: "
                 "remove it, or restore what was changed",
                 file=sys.stderr,
             )

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from tiny import SIGMA, B, agree, batch, network, normal, seeded, softmax
+from tiny import LABELS, SIGMA, B, agree, batch, network, normal, seeded, softmax
 from torch import nn
 
 from crt.methods.base import Batch, Teacher
@@ -25,7 +25,7 @@ DATA = Batch(torch.zeros(2, 1, 2, 2), torch.tensor([0, 1]), 0.0)
 
 
 def test_the_transfer_loss_by_hand():
-    """Differences (3, 4) and (0, 0): norms 5 and 0, mean 2.5. Each image's gradient has norm 1/B, or is 0 at no gap."""
+    """Differences (3, 4) and (0, 0): norms 5 and 0, mean 2.5. Each gradient has norm 1/B; 0 at no gap."""
     student, teacher = Given([[4.0, 4.0], [1.0, 2.0]]), Given([[1.0, 0.0], [1.0, 2.0]])
     loss = crt(teacher=Teacher(teacher), alpha=1.0)(student, DATA, SIGMA, seeded())
     assert loss.total.item() == 2.5
@@ -60,6 +60,60 @@ def test_equals_the_formula_with_the_same_noise_for_both(alpha):
         return total / B
 
     agree(crt(teacher=Teacher(teacher), alpha=alpha), literal)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+@pytest.mark.parametrize("known", [[], [0, 2], [0, 1, 2, 3, 4]])
+def test_holding_on_to_a_release_equals_the_formula(alpha, known):
+    """Image by image: the label says where the release is right or, without one, the teacher's answer."""
+    teacher, release, keep = network(5), network(14), 0.7
+    labels = torch.tensor([label if i in known else -1 for i, label in enumerate(LABELS)])
+    counted = []
+
+    def literal(model, data):
+        noisy = data.images + normal(data.images.shape, SIGMA, seeded())
+        targets, held = (copy.deepcopy(net).eval()(noisy).detach() for net in (teacher, release))
+        transfer, label_loss, drift = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+        for z, t, r, y in zip(model(noisy), targets, held, labels.tolist(), strict=True):
+            transfer = transfer + ((z - t) ** 2).sum().sqrt()
+            if y >= 0:
+                label_loss = label_loss - softmax(z)[y].log()
+            expected = y if y >= 0 else int(t.argmax())
+            counted.append(int(r.argmax()) == expected)
+            if counted[-1]:
+                drift = drift + ((z - r) ** 2).sum().sqrt()
+        return (alpha * transfer + keep * drift) / B + (1 - alpha) * label_loss / max(1, len(known))
+
+    def method(model, data, *rest):
+        step = crt(teacher=Teacher(teacher), alpha=alpha, keep=keep, release=Teacher(release))
+        return step(model, Batch(data.images, labels, data.epoch), *rest)
+
+    loss = agree(method, literal)
+    assert 0 < sum(counted) < B, "the test must see both kinds of image"
+    assert loss.parts["release_right"].item() == pytest.approx(sum(counted) / B)
+
+
+def test_the_distance_to_the_release_by_hand():
+    """The release answers 0 and 1, the teacher 0 and 0; the student is 5 and 10 away from the release."""
+    student, release = Given([[3.0, 4.0], [6.0, 8.0]]), Given([[0.0, 0.0], [0.0, 0.0]])
+    with torch.no_grad():
+        release.logits += torch.tensor([[1e-6, 0.0], [0.0, 1e-6]])
+    teacher = Given([[9.0, 1.0], [9.0, 1.0]])
+    method = crt(teacher=Teacher(teacher), alpha=1.0, keep=0.5, release=Teacher(release))
+    for labels, drift in (([0, 1], 7.5), ([1, 1], 5.0), ([0, -1], 2.5), ([-1, 0], 2.5), ([1, -1], 0.0)):
+        loss = method(student, Batch(DATA.images, torch.tensor(labels), 0.0), SIGMA, seeded())
+        assert loss.parts["drift"].item() == pytest.approx(drift, abs=1e-5)
+        assert (loss.total - loss.parts["transfer"]).item() == pytest.approx(0.5 * drift, abs=1e-5)
+    assert release.logits.grad is None
+
+
+def test_without_a_release_or_a_weight_nothing_is_held_on_to():
+    teacher, release, data = network(5), network(9), batch()
+    plain = crt(teacher=Teacher(teacher), alpha=1.0)(network(), data, SIGMA, seeded())
+    for held in ({"keep": 1.0}, {"keep": 0.0, "release": Teacher(release)}):
+        loss = crt(teacher=Teacher(teacher), alpha=1.0, **held)(network(), data, SIGMA, seeded())
+        assert loss.total == plain.total
+        assert loss.parts.keys() == plain.parts.keys()
 
 
 def test_labels_are_not_used_at_alpha_1():

@@ -303,6 +303,19 @@ def test_a_warm_start_goes_on_from_the_releases_weights(place, teacher):
     assert place.results("release")["warm_start"] is False
 
 
+def test_a_warm_start_holds_on_to_the_release(place, teacher, tmp_path):
+    """A release that is the teacher too is right on all images without a label, and as far away as the teacher."""
+    unlabelled = [drop(tmp_path / "unlabelled", unlabelled=40)]
+    settings = ["student.init_epochs=1", "method.keep=0.5"]
+    place.student(*settings, teacher=teacher, init=teacher, drops=unlabelled, name="update")
+    results = place.results("update")
+    assert results["release_right"] == 1
+    assert results["drift"] == results["transfer"] > 0
+    assert results["loss"] == pytest.approx(1.5 * results["transfer"])
+    place.student("method.keep=0.5", teacher=teacher, drops=unlabelled, name="first")
+    assert "drift" not in place.results("first")
+
+
 @pytest.mark.slow
 def test_a_warm_start_is_resumed_to_the_same_bytes(place, teacher, monkeypatch):
     release = place.student(teacher=teacher, name="release-2", drops=place.drops[:1])

@@ -42,7 +42,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def warmup(epoch: float, epochs: int) -> float:
-    """Share of a quantity that grows linearly over the first `epochs` epochs: min(1, (e + 1) / epochs), e = 0, 1, ..."""
+    """Share of what grows linearly over the first `epochs` epochs: min(1, (e + 1) / epochs), e = 0, 1, ..."""
     return min(1.0, (math.floor(epoch) + 1) / epochs) if epochs else 1.0
 
 
@@ -54,7 +54,7 @@ def draw_noise(images: Tensor, sigma: float, num_noise: int, generator: torch.Ge
 
 
 def noisy_logits(model: nn.Module, images: Tensor, noise: Tensor) -> Tensor:
-    """Logits [m, B, K] of images [B, C, H, W] (or [m, B, C, H, W]) + noise [m, B, C, H, W], in one forward pass.
+    """Logits [m, B, K] of images [B, C, H, W] (or [m, B, C, H, W]) + noise [m, B, C, H, W], in one pass.
 
     At least float32: under autocast the losses are still computed in full precision. Nothing is clipped.
     """
@@ -89,7 +89,7 @@ def project(delta: Tensor, radius: float) -> Tensor:
 
 
 def unit(gradient: Tensor, generator: torch.Generator) -> Tensor:
-    """gradient / its l2 norm per image; where that is zero an N(0, I) draw (SmoothAdv's escape from flat regions)."""
+    """gradient / its l2 norm per image; where that is zero, an N(0, I) draw, as in SmoothAdv."""
     norm = norms(gradient)
     return torch.where(norm > 0, gradient / norm, standard_normal_like(gradient, generator))
 
@@ -118,7 +118,7 @@ def pgd(
     steps: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Projected gradient ascent on the smoothed loss (Salman et al. 2019, section 3): detached images [B, C, H, W].
+    """Projected gradient ascent on the smoothed loss (Salman et al. 2019, section 3): detached [B, C, H, W].
 
     The noise [m, B, C, H, W] is the same in all steps, the step size 2 epsilon / steps, the start the image
     itself. After each step first the box [0,1], then the l2 ball of radius epsilon around the image.
@@ -142,7 +142,7 @@ def ddn(
     steps: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Decoupled direction and norm (Rony et al. 2019) on the smoothed classifier: detached images [B, C, H, W].
+    """Decoupled direction and norm (Rony et al. 2019) on the smoothed classifier: detached [B, C, H, W].
 
     Returns the tested iterate of smallest norm that the vote over the m noises misclassifies, shrunk to norm
     epsilon and rounded to 8 bits (which may add up to sqrt(CHW)/510 to the norm); the image itself where

@@ -1,4 +1,4 @@
-"""Terms that several methods share. Labels: int64 [B], -1 = unlabelled; such images leave every mean over labels."""
+"""Terms that several methods share. Labels: int64 [B]; -1 = unlabelled, out of every mean over labels."""
 
 import torch
 import torch.nn.functional as F
