@@ -35,6 +35,7 @@ from crt.certification import bounds
 from crt.certification.noise import noise_key, rounded_gaussian
 from crt.certification.procedures import Draws, Procedure, Selected, Stage, estimate_adaptive, top_class
 from crt.certification.smoothing import SmoothedClassifier
+from crt.certification.stopping import StoppingTable, stopping_table
 from crt.certification.votes import (
     DTYPES,
     Precision,
@@ -169,7 +170,7 @@ def adaptive(args: argparse.Namespace) -> None:
     store = open_store(args.images)
     images, device = chosen(store, args.count), torch.device(args.device)
     counter = vote_counter(fold_batchnorm(model), store, info.sigma, device, args.precision)
-    table = bounds.stopping_table(tuple(args.radii), info.sigma, args.n, ALPHA)
+    table = stopping_table(tuple(args.radii), info.sigma, args.n, ALPHA)
     facts = [
         model_fingerprint(args.model),
         store.fingerprint,
@@ -219,7 +220,7 @@ def adaptive(args: argparse.Namespace) -> None:
     )
 
 
-def both(table: bounds.StoppingTable, sure: bounds.StoppingTable, label: int) -> Procedure:
+def both(table: StoppingTable, sure: StoppingTable, label: int) -> Procedure:
     """[largest radius by adaptive mode, by exact mode, passes of adaptive mode] of one image; a radius of -1: none is right."""
     c = top_class((yield Draws(Stage.SELECTION, 0, N0)))
     if c != label:
@@ -244,7 +245,7 @@ def both(table: bounds.StoppingTable, sure: bounds.StoppingTable, label: int) ->
     return [by_adaptive, by_exact, N0 + certificates[0].n]
 
 
-def foreseen(table: bounds.StoppingTable, n: int) -> bounds.StoppingTable:
+def foreseen(table: StoppingTable, n: int) -> StoppingTable:
     """As `table`, but certifying and giving up a radius only where exact mode, by all its n draws, surely does the same.
 
     At each look, with k of exact mode's votes needed in the end: the probability is bounded from the votes so far

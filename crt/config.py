@@ -29,6 +29,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+# Limits of certification, stated a second time so that they are checked before hours are spent (tests/test_config.py).
+Sigma = Annotated[float, Field(ge=0.002, le=10, allow_inf_nan=False)]
+Draws = Annotated[int, Field(ge=1, le=10_000_000)]
+LEAST_ADAPTIVE_ALPHA = 1e-12
 
 
 class Section(BaseModel):
@@ -296,9 +300,9 @@ class Certify(Section):
     """Randomized smoothing's certification (Cohen et al. 2019, section 3.2.2)."""
 
     mode: Literal["exact", "adaptive"]  # adaptive: draw until the place among radii is decided
-    n0: Count  # noise draws that select the class
-    n: Count  # noise draws that estimate its probability; in adaptive mode at most so many
-    alpha: Annotated[float, Field(gt=0, lt=1)]
+    n0: Draws  # noise draws that select the class in exact mode
+    n: Draws  # noise draws that estimate its probability; in adaptive mode at most so many
+    alpha: Annotated[float, Field(ge=1e-50, lt=1)]
     radii: Annotated[list[NonNegative], Field(min_length=1)]  # l2 radii to report, [0,1] pixel units
     stride: Count  # certify every stride-th test image
     max_images: Count | None  # at most so many; null: all
@@ -319,6 +323,10 @@ class Certify(Section):
 
     @model_validator(mode="after")
     def _can_certify(self) -> "Certify":
+        if self.mode == "adaptive" and self.alpha < LEAST_ADAPTIVE_ALPHA:
+            raise ValueError(
+                f"alpha is {self.alpha}: in adaptive mode set certify.alpha to at least {LEAST_ADAPTIVE_ALPHA}, or choose certify=exact"
+            )
         if list(self.radii) != sorted(set(self.radii)):
             raise ValueError("radii must be ascending, none twice")
         # k = n votes give the largest lower bound, alpha**(1/n); below 1/2 every image abstains.
@@ -394,7 +402,7 @@ class Config(Section):
     """The whole of params.yaml."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
-    sigma: Positive  # standard deviation of the noise, [0,1] pixel units
+    sigma: Sigma  # standard deviation of the noise, [0,1] pixel units
     preset: Name  # the data set that the settings are made for; folder: any
     data: Data
     teacher: AnyTeacher

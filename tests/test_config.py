@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from annotated_types import Ge, Le, Lt
 from pydantic import BaseModel
 
 from crt import config as schema
+from crt.certification import bounds, noise, smoothing, stopping
 from crt.config import Config, load, validate
 from crt.errors import UserError
 from crt.project import Project
@@ -116,7 +118,10 @@ def test_the_schema_has_no_defaults_and_changes_no_value(raw):
         ("student.lr", "fast", "student.lr"),
         ("student.lr", -0.1, "greater than 0"),
         ("student.lr", float("nan"), "student.lr"),
-        ("sigma", 0, "sigma"),
+        ("sigma", 0, "sigma: input should be greater than or equal to 0.002"),
+        ("sigma", 11.0, "sigma: input should be less than or equal to 10"),
+        ("certify.n", 10**8, "certify.n: input should be less than or equal to 10000000"),
+        ("certify.alpha", 1e-60, "certify.alpha"),
         ("data.drops", [], "data.drops"),
         ("data.drops", ["a", "a"], "twice"),
         ("data.drops", ["../a"], "data.drops"),
@@ -214,6 +219,38 @@ def test_the_pinned_release_can_teach():
     _, config = PROJECT.composed(["teacher=released", *pins, "student=convnext"])
     assert config.teacher.ref == config.pinned["baseline"].ref == ref
     assert config.start.init == "teacher"
+
+
+def test_limits_are_those_of_certification():
+    assert limits(Config, "sigma") == (noise.LEAST_SIGMA, noise.MOST_SIGMA)
+    assert (1, smoothing.MOST_DRAWS) == limits(schema.Certify, "n") == limits(schema.Certify, "n0")
+    assert limits(schema.Certify, "alpha") == (bounds.LEAST_ALPHA, 1)
+    assert stopping.LEAST_ADAPTIVE_ALPHA == schema.LEAST_ADAPTIVE_ALPHA
+    with pytest.raises(
+        UserError, match=r"in adaptive mode set certify\.alpha to at least 1e-12, or choose certify=exact"
+    ):
+        PROJECT.composed(["certify=adaptive", "certify.alpha=1e-13"])
+    assert PROJECT.composed(["certify=exact", "certify.alpha=1e-13"])[1].certify.alpha == 1e-13
+
+
+def limits(section: type[BaseModel], name: str) -> tuple[float, ...]:
+    """What a number may be at least and at most (the latter may be excluded)."""
+    found = section.model_fields[name].metadata
+    (least,) = (limit.ge for limit in found if isinstance(limit, Ge))
+    (most,) = (
+        limit.le if isinstance(limit, Le) else limit.lt for limit in found if isinstance(limit, Le | Lt)
+    )
+    return least, most
+
+
+@pytest.mark.parametrize("preset", ["cifar10", "fashion_mnist", "folder", "imagenet"])
+def test_presets_certify_adaptively_and_ask_for_no_costly_radius(preset):
+    """But for the sample's, whose few draws cost seconds."""
+    _, config = PROJECT.composed([f"preset={preset}", f"data.name={preset}"])
+    certify = config.certify
+    assert (certify.mode, certify.n) == ("adaptive", 100_000)
+    assert stopping.costly_radii(certify.radii, config.sigma, certify.n, certify.alpha) == []
+    assert PROJECT.composed(["preset=digits"])[1].certify.mode == "exact"
 
 
 def test_least_n_is_the_least():

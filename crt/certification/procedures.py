@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from crt.certification import bounds
 from crt.certification.certificate import ABSTAIN, Certificate
+from crt.certification.stopping import StoppingTable
 
 SELECTION_LOOKS = (32, 64, 128, 256, 512, 1024)
 CLEAR = 1e-3  # level at which the leader among the selection draws counts as clear
@@ -90,7 +91,7 @@ def estimate_exact(n: int, alpha: float, sigma: float, charge: float, selected: 
     return Certificate(selected.c, bounds.radius(p_lower, sigma), n_a, n, selected.n0, p_lower, "certified")
 
 
-def estimate_adaptive(table: bounds.StoppingTable, selected: Selected) -> Procedure:
+def estimate_adaptive(table: StoppingTable, selected: Selected) -> Procedure:
     """The largest of the table's radii that the class is certified for, drawing only until that is decided."""
     certified = n_a = n = 0  # radii, votes, draws
     for i, look in enumerate(table.looks):

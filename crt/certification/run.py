@@ -165,7 +165,7 @@ def certify_store(
         spent = {
             "data_fingerprint": store.fingerprint,
             "other_batch_size": counter.check and asdict(counter.check),
-            "warnings": warnings,
+            "warnings": warnings + smoothed.warnings,
             "seconds": sum(decided.seconds for decided in once),
             "forward_passes": sum(decided.certificate.n0 + decided.certificate.n for decided in once),
         }

@@ -2,6 +2,7 @@
 
 import operator
 import secrets
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -24,6 +25,7 @@ from crt.certification.procedures import (
     select,
     select_clear,
 )
+from crt.certification.stopping import LEAST_ADAPTIVE_ALPHA, costly_radii, stopping_table
 from crt.certification.votes import DTYPES, Precision, VoteCounter, certified_network, run_procedures
 from crt.devices import choose_device
 from crt.errors import UserError, WrongTypeError
@@ -47,6 +49,7 @@ class SmoothedClassifier:
 
     Attributes:
         last_seed: The seed of the last call: pass it as `seed` to get the same answers again. None before the first.
+        warnings: Of radii that cost most of the draws, or that cannot be certified.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
@@ -91,8 +94,10 @@ class SmoothedClassifier:
         """
         self.sigma, self.alpha = _number("sigma", sigma), _number("alpha", alpha)
         self._law = rounded_gaussian(self.sigma)
-        if not 0 < self.alpha < 1:
-            raise UserError(f"alpha is {alpha}: give a probability between 0 and 1, such as 0.001")
+        if not bounds.LEAST_ALPHA <= self.alpha < 1:
+            raise UserError(
+                f"alpha is {alpha}: give a probability from {bounds.LEAST_ALPHA:g} to 1, such as 0.001"
+            )
         n0, n = _count("n0", n0, MOST_DRAWS), _count("n", n, MOST_DRAWS)
         if n < bounds.least_draws(self.alpha):
             raise UserError(
@@ -100,10 +105,13 @@ class SmoothedClassifier:
             )
         self._n0, self._n = n0, n
         self._radii = None if radii is None else _radii(radii)
-        if self._radii is not None and self.alpha < bounds.LEAST_ADAPTIVE_ALPHA:
+        if self._radii is not None and self.alpha < LEAST_ADAPTIVE_ALPHA:
             raise UserError(
-                f"alpha is {alpha}: with radii give at least {bounds.LEAST_ADAPTIVE_ALPHA:g}, or leave radii out for exact mode"
+                f"alpha is {alpha}: with radii give at least {LEAST_ADAPTIVE_ALPHA:g}, or leave radii out for exact mode"
             )
+        self.warnings = [] if self._radii is None else costly_radii(self._radii, self.sigma, n, self.alpha)
+        for text in self.warnings:
+            warnings.warn(text, stacklevel=2)
         if seed is not None and not 0 <= _whole("seed", seed) < 2**128:
             raise UserError(
                 f"seed is {seed}: give a whole number from 0 to 2**128 - 1, or None for a secret one"
@@ -175,7 +183,7 @@ class SmoothedClassifier:
         if self._radii is None:
             exact = partial(estimate_exact, self._n, self.alpha, self.sigma, charge)
             return certify(partial(select, self._n0), exact, label)
-        table = bounds.stopping_table(self._radii, self.sigma, self._n, self.alpha, charge)
+        table = stopping_table(self._radii, self.sigma, self._n, self.alpha, charge)
         return certify(select_clear, partial(estimate_adaptive, table), label)
 
     def _run(

@@ -3,7 +3,6 @@
 import json
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from crt.drops.images import decode_image
 from crt.drops.layout import first_ten
 from crt.errors import UserError
 from crt.models.checkpoint import load_model
+from crt.report import formats
 
 
 def predict(
@@ -113,13 +113,8 @@ def _table(
     for path, certificate in zip(images, certificates, strict=True):
         name, radius = "(abstains)", ""
         if certificate.status == "certified":
-            name, radius = classes[certificate.predict], down(certificate.radius or 0.0)
+            name, radius = classes[certificate.predict], formats.radius(certificate.radius, digits=4)
         yield f"{path!s:{width}}  {name:{names}}  {radius}".rstrip()
-
-
-def down(radius: float) -> str:
-    """A radius with four digits behind the point, never more than it is."""
-    return str(Decimal(radius).quantize(Decimal("0.0001"), ROUND_FLOOR))
 
 
 def in_turn(results: Iterable[tuple[int, Certificate]]) -> Iterator[Certificate]:

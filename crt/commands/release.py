@@ -14,6 +14,7 @@ from crt.project import Project
 from crt.project.data import has_default_remote
 from crt.project.releases import ARTIFACT, Release, list_releases, next_version, withdrawn_at
 from crt.project.takeover import take_over
+from crt.report import formats
 from crt.report.load import read_json
 
 OURS = ("conf", "crt", "results", "stages")  # where files that git does not know yet belong to the student
@@ -164,6 +165,6 @@ def _register(project: Project, version: str, found: dict[str, Any]) -> str:
 
 def _sentence(found: dict[str, Any]) -> str:
     certified = ", ".join(
-        f"{100 * share:.1f} % at {radius}" for radius, share in found["certified_accuracy"].items()
+        f"{formats.percent(share)} at {radius}" for radius, share in found["certified_accuracy"].items()
     )
-    return f"{found['arch']}, ACR {found['acr']:.4f}, certified {certified}, gate: {found['gate']}"
+    return f"{found['arch']}, ACR {formats.radius(found['acr'], digits=4)}, certified {certified}, gate: {found['gate']}"

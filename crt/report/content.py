@@ -1,6 +1,6 @@
 """What the page and the model card say and draw, from the results."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -14,10 +14,8 @@ Legend = list[tuple[str, str]]  # kind of line, its name
 SETTING_NAMES = {
     "sigma": "σ",
     "mode": "certification mode",
-    "n0": "n0",
     "n": "n",
     "alpha": "α",
-    "seed": "seed of the noise",
     "stride": "stride",
     "max_images": "largest number of images",
     "skip_misclassified": "skip misclassified",
@@ -33,18 +31,19 @@ def meaning(results: Results) -> list[str]:
     """What a certificate says and what not, in paragraphs."""
     student = results.role("student")
     settings, metrics, radius = student.settings, student.metrics, middle_radius(student)
+    different = metrics["images"] - metrics["repeated_images"]
     return [
         f"For each certified image, with probability at least 1 − α = {1 - settings['alpha']:.12g} over the noise that was "
         "drawn, the smoothed classifier gives the same class for every change of the image with an l2 norm below the radius, "
         "whatever the attack. Nothing is said of larger changes, of other kinds of change (rotation, blur, a sticker, another "
         "camera), nor that the class is right: certified accuracy counts only certificates of the right class.",
         f"On average a share of up to α of the certificates may be wrong. Allowing for that, with probability 0.999 at least "
-        f"{formats.percent(metrics['certified_accuracy_lower_bound'][radius])} of these {formats.count(metrics['images'])} "
+        f"{formats.at_least(metrics['certified_accuracy_lower_bound'][radius])} of these {formats.count(different)} different "
         f"images are truly classified right within radius {radius}. The intervals are for another matter: the test set is a sample of "
         "the images that will be met.",
         "The certificate is of the classifier as it was run. Network, σ, numeric precision and compilation are parts of it: "
-        "deploy it with the settings of its certificates. That noise on a computer is only approximately Gaussian is not "
-        "covered.",
+        "deploy it with the settings of its certificates. Its noise is whole multiples of a grey level's fraction, and bounds "
+        "are rounded down, so that rounding on the computer is covered. Images are whole grey levels.",
         "ACR alone misleads. It pays for ever larger radii on easy images, where a p_A close to 1 goes very far, pays "
         "nothing on hard ones, and grows with n. Judge by the certified accuracy at the radii that matter, and by the "
         "distribution of p_A.",
@@ -228,12 +227,20 @@ def class_list(classes: Sequence[str]) -> str:
     return names if len(classes) <= 10 else f"{names} and {len(classes) - 10} more"
 
 
+def selection_draws(settings: Mapping[str, Any]) -> str:
+    """n0, which adaptive mode does not use."""
+    return formats.count(settings["n0"]) if settings["mode"] == "exact" else "as few as make the class clear"
+
+
 def setting_rows(results: Results) -> list[tuple[str, list[str]]]:
     """How every role was made and certified: a label, one value per role."""
     roles = results.roles
     rows = [
         (label, [_plain(role.settings.get(key)) for role in roles]) for key, label in SETTING_NAMES.items()
     ]
+    rows.append(("n0", [selection_draws(role.settings) for role in roles]))
+    rows.append(("noise", [_noise(role.settings.get("noise")) for role in roles]))
+    rows.append(("batch", [_batch(role.settings) for role in roles]))
     rows.append(("training data", [_plain(role.model["data_fingerprint"]) for role in roles]))
     rows.append(("teacher of it", [_plain(role.model["teacher_fingerprint"]) for role in roles]))
     rows.append(("started from", [_plain(role.model.get("init_fingerprint")) for role in roles]))
@@ -250,6 +257,22 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return formats.MISSING if value is None else str(value)
+
+
+def _noise(noise: Mapping[str, Any] | None) -> str:
+    """What noise certificates are of, and what fixed it; those of version 0.1.0 do not say."""
+    if noise is None:
+        return formats.MISSING
+    seed = "" if noise["seed"] is None else f"; seed {noise['seed']}"
+    return f"{noise['kind']}, from {noise['bits']}, fixed by {', '.join(noise['depends_on'])}{seed}"
+
+
+def _batch(settings: Mapping[str, Any]) -> str:
+    """The rows of each forward pass, and whether classes hang on their number."""
+    said, check = _plain(settings.get("batch_size")), settings.get("other_batch_size")
+    if not check:
+        return said
+    return f"{said}; with {check['batch_size']}, {check['differing']} of {check['rows']} made-up images change their class"
 
 
 def _versions(versions: dict[str, str]) -> str:

@@ -1,10 +1,16 @@
-"""Numbers and names as people read them. Rounding happens here and nowhere else."""
+"""Numbers and names as people read them. Rounding happens here and nowhere else.
+
+Guarantees are rounded to what holds: radii and lower ends down, upper ends up. Shares that were counted are rounded to the
+nearest number.
+"""
 
 import math
 import re
 from collections.abc import Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 __all__ = [
+    "at_least",
     "count",
     "duration",
     "markdown",
@@ -29,9 +35,15 @@ def percent(share: float | None) -> str:
     return MISSING if share is None or math.isnan(share) else f"{100 * share:.1f} %"
 
 
+def at_least(share: float) -> str:
+    """A lower bound of a share: `79.1 %` of 0.7917."""
+    return f"{_rounded(share, 3, ROUND_FLOOR) * 100:.1f} %"
+
+
 def percent_range(interval: Sequence[float]) -> str:
     """`66.1 – 75.8 %`."""
-    return f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f} %"
+    low, high = _outwards(interval, 3)
+    return f"{low * 100:.1f} – {high * 100:.1f} %"
 
 
 def points(difference: float) -> str:
@@ -41,26 +53,23 @@ def points(difference: float) -> str:
 
 def points_range(interval: Sequence[float]) -> str:
     """`−1.4 … +0.6`."""
-    return f"{points(interval[0])} … {points(interval[1])}"
+    low, high = _outwards(interval, 3)
+    return f"{signed(low * 100, 1)} … {signed(high * 100, 1)}"
 
 
 def points_up(share: float) -> str:
     """A positive share in percentage points, rounded up: `3.2`."""
-    return f"{_up(100 * share, 1):.1f}"
+    return f"{_up(share) * 100:.1f}"
 
 
 def radius_up(value: float) -> str:
-    """A positive radius, rounded up: `0.013`."""
-    return f"{_up(value, 3):.3f}"
+    """What no radius can exceed: `0.616` of 0.6152."""
+    return f"{_up(value):.3f}"
 
 
-def _up(value: float, digits: int) -> float:
-    return math.ceil(value * 10**digits - 1e-9) / 10**digits
-
-
-def radius(value: float | None) -> str:
-    """ACR and other radii, three decimals."""
-    return MISSING if value is None else f"{value:.3f}"
+def radius(value: float | None, digits: int = 3) -> str:
+    """A certified radius, or a mean of some: `0.249` of 0.24961."""
+    return MISSING if value is None else f"{_rounded(value, digits, ROUND_FLOOR):.{digits}f}"
 
 
 def radius_difference(value: float) -> str:
@@ -70,10 +79,11 @@ def radius_difference(value: float) -> str:
 
 def radius_range(interval: Sequence[float]) -> str:
     """`−0.021 … +0.003`."""
-    return f"{radius_difference(interval[0])} … {radius_difference(interval[1])}"
+    low, high = _outwards(interval, 3)
+    return f"{signed(low, 3)} … {signed(high, 3)}"
 
 
-def signed(value: float, digits: int) -> str:
+def signed(value: float | Decimal, digits: int) -> str:
     """A number with its sign, zero without one; a true minus sign lines up with the plus."""
     text = f"{value:+.{digits}f}"
     return text[1:] if float(text) == 0 else text.replace("-", "−")
@@ -109,3 +119,22 @@ def markdown(text: object) -> str:
     line = " ".join(str(text).split())
     line = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", line)
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _up(value: float) -> Decimal:
+    """To three digits, up; what computing has added to a number of three digits is none of it."""
+    return _rounded(max(value - 1e-12, 0.0), 3, ROUND_CEILING)
+
+
+def _outwards(interval: Sequence[float], digits: int) -> tuple[Decimal, Decimal]:
+    """An interval's ends, so that the interval becomes no narrower."""
+    low, high = interval
+    return _rounded(low, digits, ROUND_FLOOR), _rounded(high, digits, ROUND_CEILING)
+
+
+def _rounded(value: float, digits: int, how: str) -> Decimal:
+    """The number that `value` is written as, rounded: 0.3 is 0.3, although the float is less by 1e-17.
+
+    Certified radii are rounded down by more than that before (`crt.certification.bounds`).
+    """
+    return Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-digits), how)

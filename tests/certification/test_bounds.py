@@ -1,13 +1,11 @@
 """The statistics, against definitions, exact enumeration and dynamic programming."""
 
-import itertools
-from collections.abc import Sequence
 from functools import cache, partial
 
 import mpmath
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, norm
 
@@ -135,96 +133,3 @@ def test_predict_needs_a_leader() -> None:
     assert not bounds.leads(50, 50, 0.99)
     assert not bounds.leads(3, 0, 0.001)
     assert bounds.leads(12, 0, 0.001)
-
-
-# stopping tables
-
-
-def error_by_single_draws(p: float, looks: Sequence[int], enough: Sequence[int]) -> float:
-    """P(votes reach `enough` at some look) for a class of probability p, one draw at a time."""
-    alive, error, last = np.ones(1), 0.0, 0
-    for look, needed in zip(looks, enough, strict=True):
-        for _ in range(look - last):
-            alive = np.append(alive * (1 - p), 0) + np.append(0, alive * p)
-        error, last = error + alive[needed:].sum(), look
-        alive[needed:] = 0
-    return float(error)
-
-
-@pytest.mark.parametrize(
-    ("n", "alpha"), [(10, 0.001), (100, 0.05), (1_000, 0.001), (5_000, 1e-4), (5_000, 0.05)]
-)
-def test_exact_error_of_every_table(n: int, alpha: float) -> None:
-    table = bounds.stopping_table((0.25, 0.5, 0.75), 0.25, n, alpha)
-    assert table.radii == (0.0, 0.25, 0.5, 0.75)
-    for p, enough in zip(table.p_lower, table.enough, strict=True):
-        error = error_by_single_draws(p, table.looks, enough)
-        assert error <= alpha * (1 + 1e-9)
-        for factor in (0.999, 0.99, 0.8):
-            assert error_by_single_draws(p * factor, table.looks, enough) <= error + 1e-12
-        if p == 0.5 and n >= 1_000:  # the budget is used, not only kept
-            assert error > 0.9 * alpha
-
-
-@pytest.mark.slow
-def test_exact_error_with_the_published_number_of_draws() -> None:
-    looks = bounds.looks(20_000)
-    for p in (0.5, 0.8413, 0.99865):
-        error = error_by_single_draws(p, looks, bounds.enough_votes(p, looks, 0.001))
-        assert 0.9 * 0.001 < error <= 0.001 * (1 + 1e-9)
-
-
-@pytest.mark.parametrize("alpha", [bounds.LEAST_ADAPTIVE_ALPHA, 1e-9])
-def test_exact_error_at_the_least_alpha(alpha: float) -> None:
-    looks = bounds.looks(2_000)
-    for p in (0.5, 0.9, 0.9999):
-        assert error_by_single_draws(p, looks, bounds.enough_votes(p, looks, alpha)) <= alpha * (1 + 1e-9)
-
-
-def test_the_charge_for_noise_as_drawn_raises_what_is_needed() -> None:
-    plain = bounds.stopping_table((0.25,), 0.25, 10_000, 0.001)
-    charged = bounds.stopping_table((0.25,), 0.25, 10_000, 0.001, 0.01)
-    assert charged.p_lower == plain.p_lower  # what is claimed
-    assert charged.enough == tuple(bounds.enough_votes(p + 0.01, plain.looks, 0.001) for p in plain.p_lower)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(10, 800), st.floats(0.5, 0.9999), st.floats(1e-5, 0.2))
-def test_exact_error_of_any_table(n: int, p: float, alpha: float) -> None:
-    looks = bounds.looks(n)
-    assert error_by_single_draws(p, looks, bounds.enough_votes(p, looks, alpha)) <= alpha * (1 + 1e-9)
-
-
-@given(st.integers(1, 200_000))
-def test_looks_end_at_n(n: int) -> None:
-    looks = bounds.looks(n)
-    assert looks[-1] == n
-    assert all(a < b for a, b in itertools.pairwise(looks))
-    assert all(look % bounds.FIRST_LOOK == 0 for look in looks[:-1])
-    assert len(looks) < 150
-
-
-def test_the_last_look_costs_little() -> None:
-    """Certifying at the last look needs hardly more votes than exact mode: alpha is not squandered on early looks."""
-    table = bounds.stopping_table((0.25, 0.5, 0.75), 0.25, 100_000, 0.001)
-    for p, enough in zip(table.p_lower, table.enough, strict=True):
-        exact = next(
-            k for k in range(int(p * 100_000), 100_001) if bounds.lower_bound(k, 100_000, 0.001) >= p
-        )
-        spread = np.sqrt(100_000 * p * (1 - p))
-        assert exact <= enough[-1] <= exact + 0.6 * spread
-
-
-def test_futility_gives_up_only_what_is_rare() -> None:
-    table = bounds.stopping_table((0.25, 0.5, 0.75), 0.25, 10_000, 0.001)
-    for enough, futile in zip(table.enough, table.futile, strict=True):
-        share = enough[-1] / 10_000
-        chances = binom.cdf(futile, table.looks, share)
-        assert np.all(chances <= bounds.FUTILITY)
-        assert np.all(binom.cdf(np.array(futile) + 1, table.looks, share) >= bounds.FUTILITY)
-
-
-def test_a_radius_out_of_reach_is_given_up_at_once() -> None:
-    table = bounds.stopping_table((2.0,), 0.25, 1_000, 0.001)
-    assert table.futile[1] == table.looks
-    assert all(votes > look for votes, look in zip(table.enough[1], table.looks, strict=True))

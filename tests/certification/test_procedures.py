@@ -22,6 +22,7 @@ from crt.certification.procedures import (
     select,
     select_clear,
 )
+from crt.certification.stopping import StoppingTable, stopping_table
 
 SIGMA, N0, N, ALPHA = 0.25, 20, 1_000, 0.05
 RADII = (0.0, 0.25, 0.5, 0.75)
@@ -72,7 +73,7 @@ def false_claims(procedure: Callable[[], Procedure], p: list[float], runs: int) 
 
 
 def adaptive(futile: str = "as built") -> Callable[[Selected], Procedure]:
-    table = bounds.stopping_table(RADII, SIGMA, N, ALPHA)
+    table = stopping_table(RADII, SIGMA, N, ALPHA)
     if futile == "never":
         table = replace(table, futile=tuple(tuple(-1 for _ in table.looks) for _ in RADII))
     if futile == "unless ahead":  # stops whenever the votes do not already run ahead of what the radius needs
@@ -154,7 +155,7 @@ def test_misclassified_images_are_not_estimated() -> None:
 
 def test_a_radius_counts_only_after_all_smaller_ones() -> None:
     """Tables of single radii may cross each other, so certifying must go step by step."""
-    table = bounds.StoppingTable((0.0, 0.25), (0.5, 0.84), (10, 20), ((20, 20), (5, 5)), ((-1, -1), (-1, -1)))
+    table = StoppingTable((0.0, 0.25), (0.5, 0.84), (10, 20), ((20, 20), (5, 5)), ((-1, -1), (-1, -1)))
     votes = iter([[10, 0], [5, 0], [5, 0]])
     result = drive(
         certify(partial(select, 10), partial(estimate_adaptive, table), None), lambda _: next(votes)
@@ -163,7 +164,7 @@ def test_a_radius_counts_only_after_all_smaller_ones() -> None:
 
 
 def test_adaptive_finds_the_place_among_the_radii_with_fewer_draws() -> None:
-    table = bounds.stopping_table(RADII, SIGMA, 100_000, 0.001)
+    table = stopping_table(RADII, SIGMA, 100_000, 0.001)
     rng = np.random.default_rng(0)
     spent = []
     for p, radius in [(0.7, 0.0), (0.93, 0.25), (0.99, 0.5), (0.99999, 0.75), (0.3, None)]:

@@ -71,6 +71,12 @@ def test_adaptive_radii_are_those_asked_for(tmp_path: Path) -> None:
     assert (exact.right_at(0.25) & ~table.right_at(0.25)).sum() <= 1
 
 
+def test_radii_out_of_reach_are_a_warning_of_the_certificates(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"radius 5 is beyond what n=1,000 draws certify at sigma 0\.5"):
+        out = certify(tmp_path, mode="adaptive", radii=[0.0, 0.25, 5.0], max_images=1)
+    assert len(json.loads(out.with_suffix(".json").read_text())["warnings"]) == 1
+
+
 def test_stride_and_max_images(tmp_path: Path) -> None:
     whole = without_time(certify(tmp_path))
     assert without_time(certify(tmp_path, stride=3, max_images=5)) == [whole[0], *whole[1::3][:5]]

@@ -226,6 +226,14 @@ def test_settings_that_cannot_certify(arguments: dict[str, float], message: str)
         SmoothedClassifier(HalfSpace(), **arguments)
 
 
+def test_radii_near_the_ceiling_are_named() -> None:
+    with pytest.warns(UserWarning, match=r"radius 0\.875 takes at least 34,624 of n=100,000 draws"):
+        smoothed = SmoothedClassifier(HalfSpace(), 0.25, n=100_000, radii=[0.25, 0.875])
+    assert len(smoothed.warnings) == 1
+    assert SmoothedClassifier(HalfSpace(), 0.25, n=100_000, radii=[0.25, 0.75]).warnings == []
+    assert SmoothedClassifier(HalfSpace(), 0.25, n=100_000).warnings == []
+
+
 def test_ten_draws_are_enough_to_certify() -> None:
     (certificate,) = SmoothedClassifier(HalfSpace(), 0.05, n=10).certify(at_distances([1.0]))
     assert certificate.status == "certified"

@@ -12,6 +12,10 @@ import pytest
 import yaml
 from conftest import ROOT, Project
 
+from crt.errors import UserError
+from crt.evaluation.certificates import read_certificates
+from crt.evaluation.paired import check_comparable
+
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent / "upgrade"
@@ -210,6 +214,7 @@ def test_the_rest_runs_and_a_clone_gets_everything(project, before, tmp_path):
     )
     metrics = json.loads((project.root / "results/certify/student.json").read_text())
     assert metrics["acr"] > 0.02
+    check_certificates(before / "project", project.root)
     assert json.loads((project.root / "times/teacher.json").read_text())["seconds"] > 1
     project.commit("Results of the new version")
     project.run("dvc", "push", "-q")
@@ -221,6 +226,18 @@ def test_the_rest_runs_and_a_clone_gets_everything(project, before, tmp_path):
     assert "up to date" in clone.run("dvc", "status").stdout
     assert "nothing to do" in clone.run("crt", "upgrade").stdout
     assert clone.run("git", "status", "--porcelain").stdout == ""
+
+
+def check_certificates(before: Path, after: Path) -> None:
+    """Those of the old noise are read and recognized, and not compared with the new ones, which are of the same networks."""
+    for role in ("teacher", "student", "baseline"):
+        old, new = (read_certificates(root / f"certificates/{role}.tsv") for root in (before, after))
+        assert (old.noise, new.noise) == (None, "integer")
+        assert old.name == new.name
+        assert (old.correct == new.correct).mean() > 0.8
+        assert abs(old.right_radius.mean() - new.right_radius.mean()) < 0.05
+        with pytest.raises(UserError, match="is of an older kind, with other noise"):
+            check_comparable(new, old)
 
 
 @pytest.mark.nightly

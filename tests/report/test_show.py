@@ -11,6 +11,7 @@ from results_folder import DROPS, ROLES, make_results
 from crt.commands.show import show, table
 from crt.errors import MissingFileError
 from crt.project import Project
+from crt.report import formats
 from crt.report.load import load_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +29,7 @@ def test_numbers_stand_under_their_role(tmp_path):
     found = cells(lines)
     for place, role in enumerate(("teacher", "student", "baseline")):
         metrics = json.loads((root / f"results/certify/details/{role}.json").read_text())
-        assert found["ACR"][place] == f"{metrics['acr']:.3f}"
+        assert found["ACR"][place] == formats.radius(metrics["acr"])
         for radius, share in metrics["certified_accuracy"].items():
             assert found[f"certified accuracy at {radius}"][place] == f"{100 * share:.1f} %"
     assert found["parameters"] == ["271,000", "11,170,000", "–"]

@@ -12,6 +12,7 @@ from results_folder import CLASSES, DROPS, ROLES, make_results
 import crt.report
 from crt.errors import UserError
 from crt.evaluation.gate import Margins
+from crt.report import formats
 from crt.report.write import write_report
 
 TEMPLATES = Path(crt.report.__file__).parent
@@ -73,10 +74,10 @@ def test_the_table_shows_the_metrics_of_all_three(written, page):
         metrics = json.loads((written / f"results/certify/details/{role}.json").read_text())
         low, high = metrics["interval"]["certified_accuracy"]["0.25"]
         assert (
-            f"{100 * metrics['certified_accuracy']['0.25']:.1f} % {100 * low:.1f} – {100 * high:.1f} %"
+            f"{100 * metrics['certified_accuracy']['0.25']:.1f} % {formats.percent_range((low, high))}"
             in page.text
         )
-        assert f"{metrics['acr']:.3f}" in page.text
+        assert formats.radius(metrics["acr"]) in page.text
     assert "11,170,000" in page.text
     assert "1 min 23 s" in page.text
     assert "every test image (360 images)" in page.text
@@ -175,6 +176,19 @@ def test_adaptive_mode_and_warnings_are_said(tmp_path):
         "Warning, student: the model was trained with sigma 0.5"
         in (root / "report/MODEL_CARD.md").read_text()
     )
+
+
+def test_the_settings_say_what_noise_was_and_what_another_batch_would_change(tmp_path):
+    root = make_results(tmp_path / "exact")
+    write_report(root, "digits", DROPS, ROLES, root / "report")
+    text = Page((root / "report/index.html").read_text()).text
+    assert "integer, from Philox4x64-10, fixed by model_fingerprint, pixels" in text
+    assert "64; with 32, 1 of 128 made-up images change their class" in text
+    assert "n0 = 100, n = 1,000," in (root / "report/MODEL_CARD.md").read_text()
+    root = make_results(tmp_path / "adaptive", mode="adaptive")
+    write_report(root, "digits", DROPS, ROLES, root / "report")
+    card = (root / "report/MODEL_CARD.md").read_text()
+    assert "n0 = as few as make the class clear, n = 1,000 at most," in card
 
 
 def test_a_fetched_teacher_has_no_training_log(tmp_path):
