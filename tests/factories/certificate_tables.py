@@ -113,3 +113,12 @@ def write_table(tsv: Path, rows: Sequence[Sequence[str]], **settings: Any) -> Pa
         writer.writerows([COLUMNS, *rows])
     tsv.with_suffix(".json").write_text(json.dumps(SETTINGS | settings))
     return tsv
+
+
+def without_noise(tsv: Path) -> Path:
+    """The same file with settings as version 0.1.0 wrote them, which gave its noise no name."""
+    path = tsv.with_suffix(".json")
+    settings = json.loads(path.read_text())
+    del settings["noise"]
+    path.write_text(json.dumps(settings))
+    return tsv
