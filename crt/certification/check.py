@@ -76,52 +76,66 @@ def check_function(
             change with the size of the batch.
     """
 
-    def in_order(size: int) -> Tensor:
-        """Logits [n, K] of the images one after the other, in batches of one size; the last is filled up."""
-        rows = torch.arange(-(-count // size) * size, device=device) % count
-        return torch.cat([forward(batch(part)) for part in rows.split(size)])[:count]
-
-    def in_other_company() -> Tensor:
-        """The same of batches that are shuffled, and whose first half is one image again and again."""
-        mixed = torch.randperm(count, generator=torch.Generator().manual_seed(0)).to(device)
-        parts = list[Tensor]()
-        for rows in mixed.split(max(batch_size // 2, 1)):
-            filling = mixed[:1].expand(batch_size - len(rows))
-            parts.append(forward(batch(torch.cat([filling, rows])))[len(filling) :])
-        logits = torch.cat(parts)
-        return torch.empty_like(logits).index_copy_(0, mixed, logits)
-
-    def batch(part: Tensor) -> Tensor:
-        return images[part].contiguous(memory_format=torch.channels_last)
-
-    count, device = len(images), images.device
-    logits = in_order(batch_size)
+    batches = _Batches(forward, images)
+    count = len(images)
+    logits = batches.in_order(batch_size)
     if logits.isnan().any(1).all():
         raise UserError(
             "the model returns NaN for every one of the made-up images: look for NaN in its weights, "
             "or overflow in its precision"
         )
-    if not _alike(logits, in_other_company(), tolerance):
-        random = not _alike(logits, in_order(batch_size), tolerance)
+    if not _alike(logits, batches.in_other_company(batch_size), tolerance):
+        random = not _alike(logits, batches.in_order(batch_size), tolerance)
         reason = "on chance" if random else "on the other images of its batch"
-        first = torch.arange(batch_size, device=device) % count
+        first = torch.arange(batch_size, device=images.device) % count
         others = first if random else torch.full_like(first, 2)
         others[0] = 0
         shared = batch_size if random else 1
-        module = _first_unsteady(network, forward, batch(first), batch(others), shared, tolerance)
+        pair = batches.of(first), batches.of(others)
+        module = _first_unsteady(network, forward, *pair, shared, tolerance)
         raise UserError(
-            f"what the model says of an image depends {reason}, first in {module}: certify a network whose rows are independent"
+            f"what the model says of an image depends {reason}, first in {module}: "
+            "certify a network whose rows are independent"
         )
     if not other_shape:
         return None
     other = max(batch_size // 2, 1) if batch_size > 1 else 2
-    differing = int((_classes(logits) != _classes(in_order(other))).sum())
+    differing = int((_classes(logits) != _classes(batches.in_order(other))).sum())
     if differing > MOST_DIFFERING * count:
         raise UserError(
             f"{differing} of {count} made-up images change their class when batches have {other} images instead of "
             f"{batch_size}: certify a network that rounds less, or in float32"
         )
     return ShapeCheck(count, other, differing)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """The logits [n, K] of `images` [n, C, H, W], computed in batches of several kinds."""
+
+    forward: Callable[[Tensor], Tensor]
+    images: Tensor
+
+    def of(self, rows: Tensor) -> Tensor:
+        """A batch of these rows."""
+        return self.images[rows].contiguous(memory_format=torch.channels_last)
+
+    def in_order(self, size: int) -> Tensor:
+        """One image after the other, in batches of one size; the last is filled up."""
+        count = len(self.images)
+        rows = torch.arange(-(-count // size) * size, device=self.images.device) % count
+        return torch.cat([self.forward(self.of(part)) for part in rows.split(size)])[:count]
+
+    def in_other_company(self, size: int) -> Tensor:
+        """The same of batches that are shuffled, and whose first half is one image again and again."""
+        mixed = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(0))
+        mixed = mixed.to(self.images.device)
+        parts = list[Tensor]()
+        for rows in mixed.split(max(size // 2, 1)):
+            filling = mixed[:1].expand(size - len(rows))
+            parts.append(self.forward(self.of(torch.cat([filling, rows])))[len(filling) :])
+        logits = torch.cat(parts)
+        return torch.empty_like(logits).index_copy_(0, mixed, logits)
 
 
 def _classes(logits: Tensor) -> Tensor:

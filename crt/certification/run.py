@@ -8,7 +8,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from crt.certification.certificate import Certificate, Row
 from crt.certification.journal import Decided, Journal, code_fingerprint
 from crt.certification.smoothing import SmoothedClassifier
 from crt.certification.table import write_table
-from crt.certification.votes import device_name
+from crt.certification.votes import VoteCounter, device_name
 from crt.data.store import Store
 from crt.devices import choose_device
 from crt.errors import UserError
@@ -79,7 +79,60 @@ def certify_store(
     """
     images = range(len(store))[:: options.stride][: options.max_images]
     warnings = _check(info, store, images, sigma, options.allow_sigma_mismatch)
-    smoothed = SmoothedClassifier(
+    smoothed = _smoothed(model, options, sigma, device, compile)
+    counter = smoothed.counter(store.spec.shape)
+    noise_depends_on = _noise_depends_on(model_fingerprint, sigma, options, seed)
+    facts = _facts(smoothed, counter, options, noise_depends_on) | {"sigma": sigma, "compile": compile}
+    journal = Journal(kept, _facts_of_a_row(facts), rank())
+    hashes = {idx: _hash(store.images[idx]) for idx in images}
+    keys = {idx: f"{hashes[idx]} {store.labels[idx] if options.skip_misclassified else ''}" for idx in images}
+    first = {keys[idx]: idx for idx in reversed(images)}  # of equal images
+    with finished_together():
+        _certify_share(smoothed, store, journal, first, options, json.dumps(noise_depends_on))
+    if rank() != 0:
+        return
+    done = journal.read()
+    made = {
+        "data_fingerprint": store.fingerprint,
+        "other_batch_size": counter.check and asdict(counter.check),
+        "warnings": warnings + smoothed.warnings,
+    } | _spent(done, first)
+    rows = _rows(done, hashes, keys)
+    write_table(out_tsv, rows, store.labels.tolist(), store.names, facts | made)
+    journal.keep()
+
+
+def _rows(done: dict[str, Decided], hashes: dict[int, str], keys: dict[int, str]) -> list[Row]:
+    """One row per image, of equal images the same.
+
+    Raises:
+        UserError: images are missing, because a process was lost.
+    """
+    if missing := [idx for idx, key in keys.items() if key not in done]:
+        raise UserError(
+            f"{len(missing)} images are not certified, the first is {missing[0]}: "
+            "run the same command again, finished images are kept"
+        )
+    return [Row(idx, hashes[idx], *done[key]) for idx, key in keys.items()]
+
+
+def _spent(done: dict[str, Decided], images: Iterable[str]) -> dict[str, float]:
+    """What the images took; equal images count once."""
+    once = [done[image] for image in images if image in done]
+    return {
+        "seconds": sum(decided.seconds for decided in once),
+        "forward_passes": sum(decided.certificate.n0 + decided.certificate.n for decided in once),
+    }
+
+
+def _smoothed(
+    model: nn.Module,
+    options: "Certify",
+    sigma: float,
+    device: str,
+    compile: bool,  # noqa: A002
+) -> SmoothedClassifier:
+    return SmoothedClassifier(
         model,
         sigma,
         n0=options.n0,
@@ -91,20 +144,31 @@ def certify_store(
         compile=compile,
         batch_size=options.batch_size,
     )
-    counter = smoothed.counter(store.spec.shape)
-    noise_depends_on = {
+
+
+def _noise_depends_on(
+    model_fingerprint: str, sigma: float, options: "Certify", seed: int | None
+) -> dict[str, Any]:
+    """What fixes an image's noise, beside its pixels."""
+    fixed = {
         "model_fingerprint": model_fingerprint,
         "sigma": sigma,
         "mode": options.mode,
         "alpha": options.alpha,
         "n": options.n,
-    } | ({} if seed is None else {"seed": seed})
-    facts: dict[str, Any] = options.model_dump() | {
-        "sigma": sigma,
-        "compile": compile,
+    }
+    return fixed if seed is None else fixed | {"seed": seed}
+
+
+def _facts(
+    smoothed: SmoothedClassifier, counter: VoteCounter, options: "Certify", noise_depends_on: dict[str, Any]
+) -> dict[str, Any]:
+    """How certificates are made, as the .json beside them says it."""
+    seed = noise_depends_on.get("seed")
+    return options.model_dump() | {
         "device": device_name(counter.device),
         "batch_size": counter.batch_size,  # of the network that is certified, and to be deployed
-        "model_fingerprint": model_fingerprint,
+        "model_fingerprint": noise_depends_on["model_fingerprint"],
         "noise": {
             "kind": noise.KIND,
             "bits": noise.BIT_SOURCE,
@@ -116,61 +180,56 @@ def certify_store(
         "versions": {name: version(name) for name in PACKAGES}
         | {"crt": crt.__version__, "python": platform.python_version()},
     }
-    of_a_row = {key: value for key, value in facts.items() if key not in NOT_OF_A_ROW}
-    of_a_row |= {"batch_size": counter.batch_size, "code": code_fingerprint()}
-    if options.mode == "exact":
-        del of_a_row["radii"]  # reported, and nothing else
-    journal = Journal(kept, of_a_row, rank())
 
-    hashes = {idx: _hash(store.images[idx]) for idx in images}
 
-    def key(idx: int) -> str:
-        return f"{hashes[idx]} {store.labels[idx] if options.skip_misclassified else ''}"
+def _facts_of_a_row(facts: dict[str, Any]) -> dict[str, Any]:
+    """What decides one image's certificate, beside the image."""
+    chosen = {key: value for key, value in facts.items() if key not in NOT_OF_A_ROW}
+    chosen |= {"batch_size": facts["batch_size"], "code": code_fingerprint()}
+    if facts["mode"] == "exact":
+        del chosen["radii"]  # reported, and nothing else
+    return chosen
 
-    first = {key(idx): idx for idx in reversed(images)}  # of equal images
-    with finished_together():
-        mine = list(first)[rank() :: world_size()]
-        done = journal.read()
-        todo = [image for image in mine if image not in done]
-        rows = (
-            (todo[place], Decided(certificate, seconds))
-            for place, certificate, seconds in smoothed.certify_pixels(
-                (
-                    (
-                        store.images[first[image]],
-                        int(store.labels[first[image]]) if options.skip_misclassified else None,
-                    )
-                    for image in todo
-                ),
-                json.dumps(noise_depends_on),
-            )
-        )
-        _show(
-            journal.append(rows) if todo else iter(()),
-            [(image, done[image]) for image in mine if image in done],
-            len(mine),
-            lambda image: store.labels[first[image]],
-            options.radii,
-        )
-    if rank() == 0:
-        done = journal.read()
-        missing = [idx for idx in images if key(idx) not in done]
-        if missing:
-            raise UserError(
-                f"{len(missing)} images are not certified, the first is {missing[0]}: "
-                "run the same command again, finished images are kept"
-            )
-        ordered = [Row(idx, hashes[idx], *done[key(idx)]) for idx in images]
-        once = [done[image] for image in first]
-        spent = {
-            "data_fingerprint": store.fingerprint,
-            "other_batch_size": counter.check and asdict(counter.check),
-            "warnings": warnings + smoothed.warnings,
-            "seconds": sum(decided.seconds for decided in once),
-            "forward_passes": sum(decided.certificate.n0 + decided.certificate.n for decided in once),
-        }
-        write_table(out_tsv, ordered, store.labels.tolist(), store.names, facts | spent)
-        journal.keep()
+
+def _certify_share(
+    smoothed: SmoothedClassifier,
+    store: Store,
+    journal: Journal,
+    first: dict[str, int],
+    options: "Certify",
+    noise_depends_on: str,
+) -> None:
+    """Certify this process's share of the images, less those that are in the journal, and keep them there.
+
+    Args:
+        smoothed: The classifier.
+        store: The images.
+        journal: Where decided images are kept.
+        first: The number of each image in the store, by its key in the journal.
+        options: How they are certified.
+        noise_depends_on: What an image's noise depends on, beside its pixels.
+    """
+
+    def label(image: str) -> int:
+        return int(store.labels[first[image]])
+
+    mine = list(first)[rank() :: world_size()]
+    done = journal.read()
+    todo = [image for image in mine if image not in done]
+    asked = (
+        (store.images[first[image]], label(image) if options.skip_misclassified else None) for image in todo
+    )
+    rows = (
+        (todo[place], Decided(certificate, seconds))
+        for place, certificate, seconds in smoothed.certify_pixels(asked, noise_depends_on)
+    )
+    _show(
+        journal.append(rows) if todo else iter(()),
+        [(image, done[image]) for image in mine if image in done],
+        len(mine),
+        label,
+        options.radii,
+    )
 
 
 def _hash(pixels: np.ndarray) -> str:

@@ -95,15 +95,13 @@ class SmoothedClassifier:
         self.sigma, self.alpha = _number("sigma", sigma), _number("alpha", alpha)
         self._law = rounded_gaussian(self.sigma)
         if not bounds.LEAST_ALPHA <= self.alpha < 1:
-            raise UserError(
-                f"alpha is {alpha}: give a probability from {bounds.LEAST_ALPHA:g} to 1, such as 0.001"
-            )
-        n0, n = _count("n0", n0, MOST_DRAWS), _count("n", n, MOST_DRAWS)
+            least = f"{bounds.LEAST_ALPHA:g}"
+            raise UserError(f"alpha is {alpha}: give a probability from {least} to 1, such as 0.001")
+        self._n0, self._n = _count("n0", n0, MOST_DRAWS), _count("n", n, MOST_DRAWS)
         if n < bounds.least_draws(self.alpha):
             raise UserError(
                 f"n={n} is too small for alpha={alpha}, every image would abstain: give at least {bounds.least_draws(self.alpha)}"
             )
-        self._n0, self._n = n0, n
         self._radii = None if radii is None else _radii(radii)
         if self._radii is not None and self.alpha < LEAST_ADAPTIVE_ALPHA:
             raise UserError(
@@ -112,18 +110,13 @@ class SmoothedClassifier:
         self.warnings = [] if self._radii is None else costly_radii(self._radii, self.sigma, n, self.alpha)
         for text in self.warnings:
             warnings.warn(text, stacklevel=2)
-        if seed is not None and not 0 <= _whole("seed", seed) < 2**128:
-            raise UserError(
-                f"seed is {seed}: give a whole number from 0 to 2**128 - 1, or None for a secret one"
-            )
-        self.seed, self.last_seed = seed, seed
         if precision not in DTYPES:
             raise UserError(f"precision is {precision!r}: choose one of {', '.join(DTYPES)}")
+        self.seed = self.last_seed = _seed(seed)
         self._batch_size = None if batch_size is None else _count("batch_size", batch_size, MOST_DRAWS)
         self._device = choose_device(device) if isinstance(device, str) else device
         self._model = fold_batchnorm(model)
-        self._precision: Precision = precision
-        self._compile = compile
+        self._precision, self._compile = precision, compile
         self._counter: VoteCounter | None = None
 
     def certify(self, images: Tensor, labels: Tensor | None = None) -> list[Certificate]:
@@ -256,6 +249,12 @@ def _labels(labels: Any, count: int) -> list[int]:
             f"labels are {labels.dtype} {list(labels.shape)} for {count} images: give a tensor of whole numbers [{count}]"
         )
     return [int(label) for label in labels]
+
+
+def _seed(seed: int | None) -> int | None:
+    if seed is not None and not 0 <= _whole("seed", seed) < 2**128:
+        raise UserError(f"seed is {seed}: give a whole number from 0 to 2**128 - 1, or None for a secret one")
+    return seed
 
 
 def _radii(radii: Any) -> tuple[float, ...]:
