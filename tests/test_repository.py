@@ -1,5 +1,6 @@
 """The files around the code: line ends, continuous integration, citation."""
 
+import ast
 import re
 import subprocess
 import tomllib
@@ -91,3 +92,15 @@ def test_citation_and_changelog_name_this_version():
         "Eykholt",
         "Rahmati",
     ]
+
+
+def test_functions_fit_on_one_screen():
+    files = [path for path in tracked() if path.suffix == ".py" and path.parts[0] in ("crt", "stages")]
+    functions = [
+        (path, node)
+        for path in files
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    ]
+    assert len(functions) > 500
+    assert [f"{path}: {node.name}" for path, node in functions if node.end_lineno - node.lineno >= 60] == []
