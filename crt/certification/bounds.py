@@ -38,7 +38,7 @@ def leads(first: int, second: int, alpha: float) -> bool:
 
     The doubled tail covers that the leader is chosen from the same votes (Hung and Fithian 2019).
     """
-    return bool(2 * binom.sf(first - 1, first + second, 0.5) <= alpha)
+    return bool(2 * binom.sf(first - 1, first + second, 0.5) <= alpha * (1 - SLACK))
 
 
 def least_draws(alpha: float) -> int:

@@ -107,12 +107,15 @@ def estimate_adaptive(table: StoppingTable, selected: Selected) -> Procedure:
     return Certificate(selected.c, radius, n_a, n, selected.n0, p_lower, "certified")
 
 
-def predict(n: int, alpha: float) -> Procedure:
-    """PREDICT (Cohen et al. 2019, section 3.2.1): g(x), or ABSTAIN; wrong with probability <= alpha."""
+def predict(n: int, alpha: float, charge: float) -> Procedure:
+    """PREDICT (Cohen et al. 2019, section 3.2.1): g(x), or ABSTAIN; wrong with probability <= alpha.
+
+    charge: total variation of a draw between the noise as drawn and Gaussian noise, so n * charge of all draws.
+    """
     votes = yield Draws(Stage.SELECTION, 0, n)
     c = top_class(votes)
     runner_up = max(votes[:c] + votes[c + 1 :])
-    return c if bounds.leads(votes[c], runner_up, alpha) else ABSTAIN
+    return c if bounds.leads(votes[c], runner_up, alpha - n * charge) else ABSTAIN
 
 
 def top_class(votes: list[int]) -> int:

@@ -150,7 +150,7 @@ class SmoothedClassifier:
         draws = _count("n", n, MOST_DRAWS)
         pixels = ((grey_levels(image, place), None) for place, image in enumerate(images))
         return _in_order(
-            self._run(pixels, lambda _label, _charge: predict(draws, self.alpha), self._fresh_seed())
+            self._run(pixels, lambda _label, charge: predict(draws, self.alpha, charge), self._fresh_seed())
         )
 
     def counter(self, shape: Sequence[int]) -> VoteCounter:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from crt.certification.check import made_up_images
 from crt.certification.smoothing import SmoothedClassifier
 from crt.errors import UserError
 
@@ -103,6 +104,28 @@ def test_classes_that_hang_on_the_size_of_the_batch_are_refused() -> None:
         UserError, match=r"\d+ of 128 made-up images change their class .* 32 images instead of 64"
     ):
         certify(Sized(), batch_size=64)
+
+
+class Flips(nn.Module):
+    """Gives other classes to so many of the made-up images when a batch has 32 rows."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        first = made_up_images(SHAPE, 0.25)[:, 0, 0, 0].sort(descending=True).values
+        self.least = float(first[rows - 1 : rows + 1].mean())
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = x.flatten(1)[:, :4]
+        flipped = (x[:, 0, 0, 0] > self.least) & (len(x) == 32)
+        return torch.where(flipped[:, None], -logits, logits)
+
+
+def test_a_class_that_changes_with_the_size_of_the_batch_is_counted_up_to_a_hundredth() -> None:
+    check = certify(Flips(1), batch_size=64).counter(SHAPE).check
+    assert check is not None
+    assert (check.rows, check.batch_size, check.differing) == (128, 32, 1)
+    with pytest.raises(UserError, match="2 of 128 made-up images change their class"):
+        certify(Flips(2), batch_size=64)
 
 
 def test_a_network_without_any_answer() -> None:

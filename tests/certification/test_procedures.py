@@ -187,14 +187,22 @@ def test_adaptive_finds_the_place_among_the_radii_with_fewer_draws() -> None:
 )
 def test_predict_is_wrong_with_probability_alpha_at_most(p: list[float], most: float) -> None:
     rng, runs = np.random.default_rng(0), 3_000
-    answers = [drive(predict(200, ALPHA), multinomial(p, rng)) for _ in range(runs)]
+    answers = [drive(predict(200, ALPHA, 0.0), multinomial(p, rng)) for _ in range(runs)]
     wrong = sum(answer not in (ABSTAIN, 0) for answer in answers)
     assert wrong <= binom.ppf(1 - 1e-5, runs, most)
 
 
 def test_predict_answers_when_the_vote_is_clear() -> None:
-    assert drive(predict(200, 0.001), lambda _: [30, 150, 20]) == 1
-    assert drive(predict(200, 0.001), lambda _: [95, 105, 0]) == ABSTAIN
+    assert drive(predict(200, 0.001, 0.0), lambda _: [30, 150, 20]) == 1
+    assert drive(predict(200, 0.001, 0.0), lambda _: [95, 105, 0]) == ABSTAIN
+
+
+def test_predict_pays_for_the_noise_as_drawn() -> None:
+    """123 of 200 votes have a p-value of 0.0014, and all draws together may differ with probability 200 * charge."""
+    assert drive(predict(200, 0.002, 0.0), lambda _: [77, 123, 0]) == 1
+    assert drive(predict(200, 0.002, 2e-6), lambda _: [77, 123, 0]) == 1
+    assert drive(predict(200, 0.002, 4e-6), lambda _: [77, 123, 0]) == ABSTAIN
+    assert drive(predict(200, 0.002, 1.0), lambda _: [0, 200, 0]) == ABSTAIN
 
 
 # selection in adaptive mode
@@ -243,7 +251,7 @@ def test_draws_without_a_class_count_against_a_certificate() -> None:
     result = drive(certify(FIXED, ESTIMATES["exact"], None), lambda _: next(votes))
     assert (result.n_a, result.n) == (600, N)
     assert result.radius < SIGMA * norm.ppf(0.6)
-    assert drive(predict(200, 0.001), lambda _: [0, 0]) == ABSTAIN
+    assert drive(predict(200, 0.001, 0.0), lambda _: [0, 0]) == ABSTAIN
 
 
 def test_the_charge_lowers_the_bound() -> None:
