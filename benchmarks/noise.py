@@ -3,11 +3,11 @@
     python benchmarks/noise.py cost [--rounds 41]
     python benchmarks/noise.py certificates --models models/teacher models/student --images prepared/test
 
-`cost`: a draw of noise for 3x32x32 images beside an int8 and a float32 pass of ResNet-20, in the batches that certification
-makes, in one thread. Times are the process's own; ratios are of neighbors in time, so that other programs on the machine, which
-slow all three, change them little. A minute.
-`certificates`: exact certification with n = 1,000 draws as version 0.1.0 made it, with float32 Gaussian noise, beside that of
-this version, on the same images and networks. A minute for the digits.
+`cost`: a draw of noise for 3x32x32 images beside an int8 and a float32 pass of ResNet-20, in the batches that
+certification makes, in one thread. Times are the process's own; ratios are of neighbors in time, so that
+other programs on the machine, which slow all three, change them little. A minute. `certificates`: exact
+certification with n = 1,000 draws as version 0.1.0 made it, with float32 Gaussian noise, beside that of this
+version, on the same images and networks. A minute for the digits.
 """
 
 import argparse
@@ -76,8 +76,10 @@ def cost(args: argparse.Namespace) -> None:
     lines = [
         "# Cost of the noise",
         "",
-        f"`python benchmarks/noise.py cost`: a draw for a 3x32x32 image beside a pass of ResNet-20, batches of {BATCH}, one thread of a "
-        f"CPU ({torch.backends.cpu.get_cpu_capability()}), shared with other programs. Medians of {args.rounds} rounds, in brackets "
+        "`python benchmarks/noise.py cost`: a draw for a 3x32x32 image beside a pass of ResNet-20, batches "
+        f"of {BATCH}, one thread of a "
+        f"CPU ({torch.backends.cpu.get_cpu_capability()}), shared with other programs. Medians of "
+        f"{args.rounds} rounds, in brackets "
         f"the quartiles; process time. A pass for an image: {passes}.",
         "",
         "| sigma | us for a draw | share of an int8 pass | share of a float32 pass |",
@@ -116,16 +118,20 @@ def certificates(args: argparse.Namespace) -> None:
             right = predict == store.labels
             shares = [f"{(right & (radius >= r)).mean():.1%}" for r in (0.0, 0.25, 0.5)]
             rows.append(
-                f"| {folder.name} | {name} | {(radius * right).mean():.4f} | {' | '.join(shares)} | {(predict < 0).mean():.1%} | |"
+                f"| {folder.name} | {name} | {(radius * right).mean():.4f} | {' | '.join(shares)} | "
+                f"{(predict < 0).mean():.1%} | |"
             )
         before, after = found.values()
         rows[-1] = rows[-1].removesuffix("| |") + f"| {differences(before, after)} |"
     lines = [
         "# Certificates before and after noise in whole numbers",
         "",
-        f"`python benchmarks/noise.py certificates` on the digits: exact mode, n0 = {N0}, n = {N:,}, alpha = {ALPHA}, all "
-        f"{len(store.images)} test images, the same networks. The last column: votes of the same class after minus before, in units "
-        "of their standard deviation if both are binomial with one probability (mean, and standard deviation over the images, 1 is "
+        f"`python benchmarks/noise.py certificates` on the digits: exact mode, n0 = {N0}, n = {N:,}, alpha = "
+        f"{ALPHA}, all "
+        f"{len(store.images)} test images, the same networks. The last column: votes of the same class after "
+        "minus before, in units "
+        "of their standard deviation if both are binomial with one probability (mean, and standard deviation "
+        "over the images, 1 is "
         "expected).",
         "",
         "| network | noise | ACR | certified at 0 | at 0.25 | at 0.5 | abstained | votes |",
@@ -137,7 +143,7 @@ def certificates(args: argparse.Namespace) -> None:
 
 @torch.inference_mode()
 def in_floating_point(model: nn.Module, sigma: float, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(class, radius, votes) of each image as published, with torch's normal numbers added in float32 [N, 3]."""
+    """(class, radius, votes) of each image as published [N, 3], with normal numbers added in float32."""
     model, generator, found = fold_batchnorm(model), torch.Generator().manual_seed(0), []
 
     def votes(image: torch.Tensor, n: int) -> list[int]:

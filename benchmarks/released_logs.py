@@ -3,11 +3,12 @@
     git clone https://github.com/alinlab/smoothing-catrs /tmp/logs
     python benchmarks/released_logs.py --logs /tmp/logs/data/cifar10 [--rounds 5]
 
-The logs hold the radii of all 10,000 CIFAR-10 test images for ResNet-110s (n = 100,000, alpha = 0.001). A radius gives the
-number of votes k, and the class probability p is drawn from Beta(k + 1/2, n - k + 1/2). Abstentions have no radius: theirs lie
-below 1/2 as densely, and are as often of the label, as those just above. The runner-up has all other votes, or as many as the
-most frequent class where that has less than half: the worst case for selection. Rules for giving up are compared by exact
-expectations, selection and modes by simulated votes. About 20 minutes on one core.
+The logs hold the radii of all 10,000 CIFAR-10 test images for ResNet-110s (n = 100,000, alpha = 0.001). A
+radius gives the number of votes k, and the class probability p is drawn from Beta(k + 1/2, n - k + 1/2).
+Abstentions have no radius: theirs lie below 1/2 as densely, and are as often of the label, as those just
+above. The runner-up has all other votes, or as many as the most frequent class where that has less than half:
+the worst case for selection. Rules for giving up are compared by exact expectations, selection and modes by
+simulated votes. About 20 minutes on one core.
 """
 
 import argparse
@@ -101,14 +102,14 @@ def leads(
 
 
 def by_chance(table: StoppingTable) -> list[list[int]]:
-    """The rule of 0.1.0: give up where a class that just gets enough votes at the last look would rarely have so few."""
+    """The rule of 0.1.0: give up where a class that just gets enough votes in the end rarely has so few."""
     return [
         [int(binom.ppf(FUTILITY, look, votes[-1] / N)) - 1 for look in table.looks] for votes in table.enough
     ]
 
 
 def expected(table: StoppingTable, p: float) -> list[float]:
-    """Expected draws of an image whose class has probability p, and its chance to be certified for each radius."""
+    """Expected draws of an image whose class has probability p, and its chances to be certified for radii."""
     radii = len(table.radii)
     alive, least, drawn, draws = np.zeros((radii, 1)), 0, 0, 0.0  # alive[j, i]: j certified, least + i votes
     alive[0] = 1.0
@@ -224,7 +225,8 @@ def giving_up_row(log: str, path: Path, sigma: float) -> str:
     curve = np.array([cost(f"worth {worth:g}")[:2] for worth in reversed(WORTHS)])  # loss ascends
     equal = np.interp(old[1], curve[:, 1], curve[:, 0])
     return (
-        f"| {log} | {old[0]:,.0f} | {old[1]:.3f} / {old[2]:.2f} | {new[0]:,.0f} | {new[1]:.3f} / {new[2]:.2f} | "
+        f"| {log} | {old[0]:,.0f} | {old[1]:.3f} / {old[2]:.2f} | {new[0]:,.0f} | {new[1]:.3f} / "
+        f"{new[2]:.2f} | "
         f"{1 - equal / old[0]:.1%} |"
     )
 
@@ -278,14 +280,18 @@ def main() -> None:
     lines = [
         "# Adaptive certification on released logs",
         "",
-        "`python benchmarks/released_logs.py`, on the logs of alinlab/smoothing-catrs (data/cifar10: ResNet-110, 10,000 test images, "
-        f"n = {N:,}, alpha = {ALPHA}), {args.rounds} rounds of simulated votes. Misclassified images are not estimated. Radii in "
+        "`python benchmarks/released_logs.py`, on the logs of alinlab/smoothing-catrs (data/cifar10: "
+        "ResNet-110, 10,000 test images, "
+        f"n = {N:,}, alpha = {ALPHA}), {args.rounds} rounds of simulated votes. Misclassified images are not "
+        "estimated. Radii in "
         f"steps of 0.25: {grids}. Points are percentage points of all test images.",
         "",
         "## Giving up",
         "",
-        "Expected draws per image that estimate, and points lost against exact mode, mean / largest over the radii. The rule "
-        f"of 0.1.0 gives up what is reached with {FUTILITY:.0%} chance; today's takes a certified radius to be worth {WORTH:g} n draws. "
+        "Expected draws per image that estimate, and points lost against exact mode, mean / largest over the "
+        "radii. The rule "
+        f"of 0.1.0 gives up what is reached with {FUTILITY:.0%} chance; today's takes a certified radius to "
+        f"be worth {WORTH:g} n draws. "
         "The last column is what today's rule saves where it loses as much as that of 0.1.0.",
         "",
         "| log | 0.1.0: draws | lost | today: draws | lost | fewer draws at equal loss |",
@@ -294,17 +300,21 @@ def main() -> None:
         "",
         "## Selection",
         "",
-        "Points that exact mode loses because the wrong class is selected, where the runner-up has all other votes.",
+        "Points that exact mode loses because the wrong class is selected, where the runner-up has all other "
+        "votes.",
         "",
-        "| log | n0 = 100: draws | lost at 0 | mean over the radii | until clear: draws | lost at 0 | mean over the radii |",
+        "| log | n0 = 100: draws | lost at 0 | mean over the radii | until clear: draws | lost at 0 | mean "
+        "over the radii |",
         "|---|---|---|---|---|---|---|",
         *selection,
         "",
         "## Modes",
         "",
-        "As the pipeline runs them: exact with n0 = 100, adaptive with n = 100,000 and selection until clear.",
+        "As the pipeline runs them: exact with n0 = 100, adaptive with n = 100,000 and selection until "
+        "clear.",
         "",
-        "| log | mode | passes per image | certified at 0 / 0.25 / 0.5 / 0.75, from sigma 0.5 on at 0 / 0.5 / 1 / ..., % | to exact, n = 100,000: mean points |",
+        "| log | mode | passes per image | certified at 0 / 0.25 / 0.5 / 0.75, from sigma 0.5 on at 0 / 0.5 "
+        "/ 1 / ..., % | to exact, n = 100,000: mean points |",
         "|---|---|---|---|---|",
         *modes,
     ]

@@ -1,10 +1,10 @@
-"""How often the stopping tables of adaptive mode certify falsely at n = 100,000, computed exactly, one draw at a time.
+"""How often stopping tables certify falsely at n = 100,000, computed exactly, one draw at a time.
 
     python benchmarks/stopping_tables.py
 
-For each radius the class probability lies at the boundary, where false certificates are most frequent. The distribution of the
-votes is carried from draw to draw; probabilities below 1e-30 at either end count as false certificates. Nightly tests do the
-same for n up to 10,000. About 20 minutes on one core.
+For each radius the class probability lies at the boundary, where false certificates are most frequent. The
+distribution of the votes is carried from draw to draw; probabilities below 1e-30 at either end count as false
+certificates. Nightly tests do the same for n up to 10,000. About 20 minutes on one core.
 """
 
 import argparse
@@ -64,8 +64,10 @@ def main() -> None:
     lines = [
         "# False certificates of stopping tables",
         "",
-        f"`python benchmarks/stopping_tables.py`: exact probability that a class at the boundary of a radius is certified for it within "
-        f"n = {N:,} draws, as a share of alpha; with the charge for the noise of 3x32x32 images. 1 is the most that is allowed; 0: "
+        "`python benchmarks/stopping_tables.py`: exact probability that a class at the boundary of a radius "
+        "is certified for it within "
+        f"n = {N:,} draws, as a share of alpha; with the charge for the noise of 3x32x32 images. 1 is the "
+        "most that is allowed; 0: "
         "n draws cannot certify the radius.",
         "",
         "| sigma | alpha | radius: share of alpha | largest |",

@@ -29,7 +29,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-# Limits of certification, stated a second time so that they are checked before hours are spent (tests/test_config.py).
+# Limits of certification, stated a second time so that they are checked before hours are spent
+# (tests/test_config.py).
 Sigma = Annotated[float, Field(ge=0.002, le=10, allow_inf_nan=False)]
 Draws = Annotated[int, Field(ge=1, le=10_000_000)]
 LEAST_ADAPTIVE_ALPHA = 1e-12
@@ -180,7 +181,8 @@ class Recipe(Section):
     def _warmup_ends(self) -> "Recipe":
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"warmup_epochs ({self.warmup_epochs}) must be less than epochs ({self.epochs}): lower it, to 0 for none"
+                f"warmup_epochs ({self.warmup_epochs}) must be less than epochs ({self.epochs}): lower it, "
+                "to 0 for none"
             )
         return self
 
@@ -197,7 +199,8 @@ class Teacher(Recipe):
     def _trains_on_its_drop(self) -> "Teacher":
         if self.trained != [self.drop]:
             raise ValueError(
-                f"trained is {self.trained} but drop is {self.drop!r}: set teacher.drop, trained follows from it"
+                f"trained is {self.trained} but drop is {self.drop!r}: set teacher.drop, trained follows "
+                "from it"
             )
         return self
 
@@ -244,7 +247,8 @@ class FetchedTeacher(Section):
         for ref in (self.ref or "", *self.refs):
             if re.match(r"path:(\./)?models/teacher(/|#|$)", ref):
                 raise ValueError(
-                    f"ref {ref!r} is what the teacher stage writes, and DVC removes before it runs: name a copy elsewhere, "
+                    f"ref {ref!r} is what the teacher stage writes, and DVC removes before it runs: name a "
+                    "copy elsewhere, "
                     "or a release (registry:...)"
                 )
         if self.ref is not None and self.refs:
@@ -317,7 +321,8 @@ class Certify(Section):
     def _images_are_of_the_split(self) -> "Certify":
         if self.images != IMAGES[self.split]:
             raise ValueError(
-                f"split is {self.split} but images is {self.images}: choose `split={self.split}` (the group), which sets both"
+                f"split is {self.split} but images is {self.images}: choose `split={self.split}` (the "
+                "group), which sets both"
             )
         return self
 
@@ -325,7 +330,8 @@ class Certify(Section):
     def _can_certify(self) -> "Certify":
         if self.mode == "adaptive" and self.alpha < LEAST_ADAPTIVE_ALPHA:
             raise ValueError(
-                f"alpha is {self.alpha}: in adaptive mode set certify.alpha to at least {LEAST_ADAPTIVE_ALPHA}, or choose certify=exact"
+                f"alpha is {self.alpha}: in adaptive mode set certify.alpha to at least "
+                f"{LEAST_ADAPTIVE_ALPHA}, or choose certify=exact"
             )
         if list(self.radii) != sorted(set(self.radii)):
             raise ValueError("radii must be ascending, none twice")
@@ -333,7 +339,8 @@ class Certify(Section):
         if self.alpha ** (1 / self.n) <= 0.5:
             least = math.floor(math.log(self.alpha) / math.log(0.5)) + 1
             raise ValueError(
-                f"n={self.n} is too small for alpha={self.alpha}: every image would abstain; set certify.n to at least {least}"
+                f"n={self.n} is too small for alpha={self.alpha}: every image would abstain; set certify.n "
+                f"to at least {least}"
             )
         return self
 
@@ -352,7 +359,8 @@ class Bank(Section):
     def _is_a_bank_or_none(self) -> "Bank":
         if (self.folder == "banks") != (self.views > 0):
             raise ValueError(
-                f"views is {self.views} but the bank option is {'logits' if self.folder == 'banks' else 'none'}: "
+                f"views is {self.views} but the bank option is "
+                f"{'logits' if self.folder == 'banks' else 'none'}: "
                 "choose `bank=logits bank.views=N`, or `bank=none`"
             )
         return self
@@ -445,7 +453,8 @@ class Config(Section):
             "baseline" in self.certified
         ) != has_baseline:
             raise ValueError(
-                "pinned.baseline, certified.baseline and gate.against do not agree: run `crt pin` to set them together"
+                "pinned.baseline, certified.baseline and gate.against do not agree: run `crt pin` to set "
+                "them together"
             )
         if not {"teacher", "student"} <= self.certified.keys():
             raise ValueError("certified must have teacher and student: restore conf/config.yaml")
@@ -456,7 +465,8 @@ class Config(Section):
         for key in self.gate.margins:
             if key not in [str(radius) for radius in self.certify.radii]:
                 raise ValueError(
-                    f"gate.margins names radius {key!r}, which is not among certify.radii ({', '.join(map(str, self.certify.radii))})"
+                    f"gate.margins names radius {key!r}, which is not among certify.radii "
+                    f"({', '.join(map(str, self.certify.radii))})"
                 )
         return self
 

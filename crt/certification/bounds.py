@@ -1,6 +1,7 @@
 """The statistics of randomized smoothing: confidence bounds, the radius, PREDICT's test. No torch, no I/O.
 
-What is claimed is rounded down, and what must be reached is rounded up, by more than the functions used here can be wrong.
+What is claimed is rounded down, and what must be reached is rounded up, by more than the functions used here
+can be wrong.
 """
 
 import math
@@ -16,14 +17,17 @@ ULPS = 1e-14  # relative error, far above that of SciPy's normal distribution an
 
 
 def lower_bound(k: int, n: int, alpha: float) -> float:
-    """One-sided Clopper-Pearson bound: P(lower_bound(K, n, alpha) > p) <= alpha for K ~ Binomial(n, p). Rounded down."""
+    """One-sided Clopper-Pearson bound.
+
+    P(lower_bound(K, n, alpha) > p) <= alpha for K ~ Binomial(n, p). Rounded down.
+    """
     return math.nextafter(float(beta.ppf(alpha * (1 - SLACK), k, n - k + 1)), 0) if k > 0 else 0.0
 
 
 def radius(p_lower: float, sigma: float) -> float:
-    """l2 radius in which a class of probability >= p_lower stays on top (Cohen et al. 2019, theorem 1, p_B = 1 - p_A).
+    """l2 radius in which a class of probability >= p_lower stays on top.
 
-    p_lower >= 1/2. Rounded down, to 0 at least.
+    Cohen et al. 2019, theorem 1, with p_B = 1 - p_A; p_lower >= 1/2. Rounded down, to 0 at least.
     """
     return max(float(sigma * ndtri(p_lower)) * (1 - ULPS), 0.0)
 
@@ -34,9 +38,10 @@ def probability_at(r: float, sigma: float) -> float:
 
 
 def leads(first: int, second: int, alpha: float) -> bool:
-    """Whether `first` votes beat the runner-up's: PREDICT's two-sided binomial test (Cohen et al. 2019, section 3.2.1).
+    """Whether `first` votes beat the runner-up's `second`.
 
-    The doubled tail covers that the leader is chosen from the same votes (Hung and Fithian 2019).
+    This is PREDICT's two-sided binomial test (Cohen et al. 2019, section 3.2.1). The doubled tail covers that
+    the leader is chosen from the same votes (Hung and Fithian 2019).
     """
     return bool(2 * binom.sf(first - 1, first + second, 0.5) <= alpha * (1 - SLACK))
 

@@ -24,8 +24,8 @@ class Certificate:
         n: Draws that estimated its probability.
         n0: Draws that selected it.
         p_lower: Lower confidence bound of its probability.
-        status: "abstained": nothing is claimed. "misclassified": the selected class is not the label, so nothing was
-            estimated and nothing is claimed.
+        status: "abstained": nothing is claimed. "misclassified": the selected class is not the label, so
+            nothing was estimated and nothing is claimed.
     """
 
     predict: int

@@ -1,4 +1,4 @@
-"""Is this network a function of one image? The theorem assumes it; a batch, or randomness of its own, can break it."""
+"""Is this network a function of one image? The theorem assumes it; a batch, or chance, can break it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,7 +44,8 @@ def check_batch_norms(network: nn.Module) -> None:
     for name, module in network.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise UserError(
-                f"the module {name!r} ({type(module).__name__}) has no running statistics and normalizes each image by its "
+                f"the module {name!r} ({type(module).__name__}) has no running statistics and normalizes "
+                "each image by its "
                 "batch: certify a network with track_running_stats=True"
             )
 
@@ -72,8 +73,8 @@ def check_function(
         What another size of the batch changes, None where that is not looked at.
 
     Raises:
-        UserError: Logits depend on the other rows, on the place in the batch or on chance, there are none, or classes
-            change with the size of the batch.
+        UserError: Logits depend on the other rows, on the place in the batch or on chance, there are none, or
+            classes change with the size of the batch.
     """
 
     batches = _Batches(forward, images)
@@ -103,7 +104,8 @@ def check_function(
     differing = int((_classes(logits) != _classes(batches.in_order(other))).sum())
     if differing > MOST_DIFFERING * count:
         raise UserError(
-            f"{differing} of {count} made-up images change their class when batches have {other} images instead of "
+            f"{differing} of {count} made-up images change their class when batches have {other} images "
+            "instead of "
             f"{batch_size}: certify a network that rounds less, or in float32"
         )
     return ShapeCheck(count, other, differing)

@@ -1,10 +1,11 @@
 """When adaptive mode gives a radius up: the rule that is worth most, by backward induction. No torch, no I/O.
 
-Giving up can only remove certificates, so any rule keeps their level, and what is approximated here costs draws or
-certificates, never soundness. This one maximizes what a test set is expected to gain: each radius certified for an image is
-worth WORTH * n draws, each draw costs one. Before any vote the probability of an image's class has Jeffreys' prior,
-Beta(1/2, 1/2); after k votes of N, fresh votes are beta-binomial. From the last look backwards, the value of further draws
-follows for each number of votes; where there is none, the radius is given up.
+Giving up can only remove certificates, so any rule keeps their level, and what is approximated here costs
+draws or certificates, never soundness. This one maximizes what a test set is expected to gain: each radius
+certified for an image is worth WORTH * n draws, each draw costs one. Before any vote the probability of an
+image's class has Jeffreys' prior, Beta(1/2, 1/2); after k votes of N, fresh votes are beta-binomial. From the
+last look backwards, the value of further draws follows for each number of votes; where there is none, the
+radius is given up.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,10 @@ Numbers = NDArray[np.float64]
 
 
 class Curve(NamedTuple):
-    """The value of further draws at one look, by votes, while one radius is open: 0 below the first of them."""
+    """The value of further draws at one look, by votes, while one radius is open.
+
+    It is 0 below the first of them.
+    """
 
     votes: Numbers  # [V], ascending
     value: Numbers  # [V], draws
@@ -56,7 +60,7 @@ def futile_votes(
 
 
 def _open_votes(look: int, most: int, share: float) -> Numbers:
-    """Whole numbers of votes [V] up to `most`, from where a class of probability `share` hardly comes down to."""
+    """Whole votes [V], from what a class of probability `share` hardly comes down to, to `most`."""
     least = look * share - REACH * (np.sqrt(look * max(share * (1 - share), 0)) + 1)
     return np.unique(np.linspace(min(max(least, 0), most), most, POINTS).round())
 
@@ -79,7 +83,7 @@ def _fresh(votes: Numbers, look: int, step: int) -> tuple[Numbers, Numbers]:
 def _value(
     votes: Numbers, certified: int, enough: Sequence[int], curves: Sequence[Curve], reward: float
 ) -> Numbers:
-    """What images with so many votes and radii certified are worth at a look: certificates that are due, and further draws."""
+    """The value of images with so many votes and radii certified: what is due, and further draws."""
     if certified == len(curves):
         return np.zeros_like(votes)
     further = np.interp(votes, *curves[certified], left=0.0)
@@ -90,7 +94,7 @@ def _value(
 
 
 def _last_without_value(votes: Numbers, value: Numbers) -> int:
-    """The largest number of votes at which further draws are worth nothing, between the points by a straight line."""
+    """The most votes at which further draws are worth nothing; between the points by a straight line."""
     worth = np.flatnonzero(value > 0)
     if not len(worth):
         return int(votes[-1])

@@ -1,6 +1,7 @@
-"""Decided images on disk: what a kill or a full disk leaves is read back, and a later run takes over what has not changed.
+"""Decided images on disk: what a kill or a full disk leaves is read back.
 
-Rows lie in a folder for all that they depend on beside the image, one JSON line each, in one file per process.
+A later run takes over what has not changed. Rows lie in a folder for all that they depend on beside the
+image, one JSON line each, in one file per process.
 """
 
 import hashlib
@@ -31,7 +32,11 @@ class Journal:
     """The rows of one classifier under one set of settings, by the image that they are of."""
 
     def __init__(self, root: Path, facts: dict[str, Any], process: int) -> None:
-        """facts: all that rows depend on beside the image. Rows of other facts lie in another folder and are never read."""
+        """Open the folder of these facts.
+
+        facts: all that rows depend on beside the image. Rows of other facts lie in another folder and are
+        never read.
+        """
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         self._root, self.folder = root, root / key[:32]
         self._path = self.folder / f"rows-{process}.jsonl"
@@ -71,7 +76,7 @@ class Journal:
 
 
 def code_fingerprint() -> str:
-    """SHA-256 of the code that decides certificates: what certification, and all that it computes with, is made of."""
+    """SHA-256 of the code that decides certificates: of certification, and of all that it computes with."""
     package, digest = Path(crt.__file__).parent, hashlib.sha256()
     for name in CODE:
         path = package / name

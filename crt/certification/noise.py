@@ -1,16 +1,18 @@
 """The noise that an image meets: whole numbers, exactly the rounded Gaussian, the same bits on every device.
 
-An image is whole grey levels k of 1/255. Noise is whole multiples J of a step h = 1/(255 m), J = round(sigma z / h) with z
-standard normal. The network sees float32(k m + J) * float32(h): the sum of two whole numbers is exact, so the noisy image
-is a function of k m + J and nothing of the image leaks past the noise through rounding. Since x lies on the grid, rounding
-x + sigma z to it gives x + J h: Cohen's theorem holds for the network behind that rounding, over the real numbers.
+An image is whole grey levels k of 1/255. Noise is whole multiples J of a step h = 1/(255 m),
+J = round(sigma z / h) with z standard normal. The network sees float32(k m + J) * float32(h): the sum of two
+whole numbers is exact, so the noisy image is a function of k m + J and nothing of the image leaks past the
+noise through rounding. Since x lies on the grid, rounding x + sigma z to it gives x + J h: Cohen's theorem
+holds for the network behind that rounding, over the real numbers.
 
-J is drawn from 64 random bits u as the number of thresholds 2^64 Phi((j + 1/2) h / sigma) that are not above u. Nearly
-always the first 16 bits decide, by a table.
+J is drawn from 64 random bits u as the number of thresholds 2^64 Phi((j + 1/2) h / sigma) that are not above
+u. Nearly always the first 16 bits decide, by a table.
 
 The bits are Philox4x64-10's (Salmon et al. 2011): block i of stream t of a stage is the cipher of the counter
-(1 + i, t, stage, 0) under the image's 128-bit key. Pixel e of draw d takes the 16-bit word 16 b d + e of the streams 0 to 3,
-most significant first, where b blocks of 16 words hold an image. So a draw depends on key, stage and number alone.
+(1 + i, t, stage, 0) under the image's 128-bit key. Pixel e of draw d takes the 16-bit word 16 b d + e of the
+streams 0 to 3, most significant first, where b blocks of 16 words hold an image. So a draw depends on key,
+stage and number alone.
 """
 
 import functools
@@ -51,7 +53,8 @@ class RoundedGaussian:
         coarse: uint32 [2 reach], their first 32 bits.
         table: int16 [65536], J by the first 16 bits of u, or UNDECIDED.
         below: int16 [65536], thresholds in the cells before a cell, minus reach.
-        deviation: Bound of the total variation between the law drawn from and the rounded Gaussian, per pixel.
+        deviation: Bound of the total variation between the law drawn from and the rounded Gaussian, per
+            pixel.
     """
 
     sigma: float
@@ -69,7 +72,7 @@ class RoundedGaussian:
         return float(np.float32(1 / (LEVELS * self.fineness)))
 
     def charge(self, pixels: int) -> float:
-        """What a class probability may differ by for an image of so many numbers: the total variation of a draw."""
+        """The total variation of a draw of so many numbers: what a class probability may differ by."""
         return pixels * self.deviation * (1 + 1e-9)
 
 
@@ -82,7 +85,8 @@ def rounded_gaussian(sigma: float) -> RoundedGaussian:
     """
     if not LEAST_SIGMA <= sigma <= MOST_SIGMA:
         raise UserError(
-            f"sigma is {sigma}: give a number from {LEAST_SIGMA} (half a grey level) to {MOST_SIGMA:g}, in [0,1] pixel units"
+            f"sigma is {sigma}: give a number from {LEAST_SIGMA} (half a grey level) to {MOST_SIGMA:g}, in "
+            "[0,1] pixel units"
         )
     import mpmath
 
@@ -108,7 +112,7 @@ def rounded_gaussian(sigma: float) -> RoundedGaussian:
 
 
 def noise_key(pixels: NDArray[np.uint8], context: str) -> int:
-    """The 128 bits that key an image's noise: the hash of its pixels [H, W, C] under a context, such as a secret seed."""
+    """The 128 bits that key an image's noise: a hash of its pixels [H, W, C] and a context (a seed, say)."""
     digest = hashlib.sha256(f"crt {KIND} noise, {len(context)}: {context}, {pixels.shape}: ".encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return int.from_bytes(digest.digest()[:16], "little")
@@ -124,7 +128,10 @@ def words(key: int, stream: int, stage: Stage, first: int, blocks: int) -> NDArr
 
 
 def draw(law: RoundedGaussian, key: int, stage: Stage, first: int, out: NDArray[np.int16]) -> None:
-    """Write the noise J of the draws first, first + 1, ... of an image into the contiguous rows of `out` [draws, numbers]."""
+    """Write an image's noise J, draws first, first + 1, ..., into the rows of `out` [draws, numbers].
+
+    The rows are contiguous.
+    """
     draws, numbers = out.shape
     blocks = -(-numbers // WORDS)
 

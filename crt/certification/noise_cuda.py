@@ -1,6 +1,7 @@
 """The noise of `crt.certification.noise`, bit by bit, by one kernel on a CUDA device.
 
-The tests run the kernel by Triton's interpreter on the CPU (TRITON_INTERPRET=1) and compare it with NumPy's generator.
+The tests run the kernel by Triton's interpreter on the CPU (TRITON_INTERPRET=1) and compare it with NumPy's
+generator.
 """
 
 from collections.abc import Sequence
@@ -53,8 +54,9 @@ def _word(w0, w1, w2, w3, place: tl.constexpr):
 
 @triton.jit
 def _fill(
-    out, levels, keys, stages, piece_of_row, draw_of_row, table, below, thresholds, step, numbers, blocks_per_draw,
-    HALVINGS: tl.constexpr, COUNT: tl.constexpr, REACH: tl.constexpr, UNSURE: tl.constexpr, LANES: tl.constexpr
+    out, levels, keys, stages, piece_of_row, draw_of_row, table, below, thresholds, step, numbers,
+    blocks_per_draw, HALVINGS: tl.constexpr, COUNT: tl.constexpr, REACH: tl.constexpr, UNSURE: tl.constexpr,
+    LANES: tl.constexpr
 ):  # fmt: skip
     """Row program_id(0), blocks program_id(1) * LANES and on: out [B, numbers] = (levels + noise) * step."""
     row = tl.program_id(0).to(tl.int64)
@@ -107,7 +109,7 @@ class DeviceNoise:
         self._table, self._below, self._thresholds = (torch.from_numpy(t).to(device) for t in tables)
 
     def fill(self, out: Tensor, pieces: "Sequence[Piece]") -> None:
-        """Write the pieces' noisy copies, one piece after the other, into the first rows of `out` [B, numbers]."""
+        """Write the pieces' noisy copies, one after the other, into the first rows of `out` [B, numbers]."""
         sizes = [piece.draws.stop - piece.draws.start for piece in pieces]
         draws = np.concatenate([np.arange(piece.draws.start, piece.draws.stop) for piece in pieces])
         keys = [[piece.key % 2**64, piece.key >> 64] for piece in pieces]

@@ -1,8 +1,9 @@
 """CERTIFY and PREDICT for one image, as generators that know neither networks nor noise.
 
-A procedure yields the `Draws` that it needs next and is sent their votes per class, a list [K] of counts (draws without a
-class are in none of them); its return value is the answer. Whoever runs procedures may serve many at once, in any order
-and in any batches: `votes.run_procedures` does, tests send votes from a die. In short:
+A procedure yields the `Draws` that it needs next and is sent their votes per class, a list [K] of counts
+(draws without a class are in none of them); its return value is the answer. Whoever runs procedures may serve
+many at once, in any order and in any batches: `votes.run_procedures` does, tests send votes from a die. In
+short:
 
     draws = next(procedure)
     while True:
@@ -22,7 +23,7 @@ CLEAR = 1e-3  # level at which the leader among the selection draws counts as cl
 
 
 class Stage(IntEnum):
-    """What draws are for. The two stages never share a draw: the estimate must not depend on the selection."""
+    """What draws are for. The two stages share none: the estimate must not depend on the selection."""
 
     SELECTION = 0
     ESTIMATION = 1
@@ -54,7 +55,8 @@ def select(n0: int) -> Procedure:
 def select_clear() -> Procedure:
     """The most frequent class, after as few draws as make it clear: a `Selected`.
 
-    However a class is selected, a certificate errs with probability alpha at most, since it is estimated on other draws.
+    However a class is selected, a certificate errs with probability alpha at most, since it is estimated on
+    other draws.
     """
     votes, n0 = list[int](), 0
     for look in SELECTION_LOOKS:
@@ -92,7 +94,7 @@ def estimate_exact(n: int, alpha: float, sigma: float, charge: float, selected: 
 
 
 def estimate_adaptive(table: StoppingTable, selected: Selected) -> Procedure:
-    """The largest of the table's radii that the class is certified for, drawing only until that is decided."""
+    """The largest of the table's radii that holds for the class, drawing only until that is decided."""
     certified = n_a = n = 0  # radii, votes, draws
     for i, look in enumerate(table.looks):
         n_a += (yield Draws(Stage.ESTIMATION, n, look))[selected.c]
@@ -110,7 +112,8 @@ def estimate_adaptive(table: StoppingTable, selected: Selected) -> Procedure:
 def predict(n: int, alpha: float, charge: float) -> Procedure:
     """PREDICT (Cohen et al. 2019, section 3.2.1): g(x), or ABSTAIN; wrong with probability <= alpha.
 
-    charge: total variation of a draw between the noise as drawn and Gaussian noise, so n * charge of all draws.
+    charge: total variation of a draw between the noise as drawn and Gaussian noise, so n * charge of all
+        draws.
     """
     votes = yield Draws(Stage.SELECTION, 0, n)
     c = top_class(votes)

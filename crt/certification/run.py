@@ -1,7 +1,8 @@
 """Certifying a prepared test set: one row per image, streamed, resumable, sharded by image.
 
-An image is certified once for one classifier and one set of settings: rows are kept outside of any pipeline by all that they
-depend on, so a test set that has grown costs its new images, and an image that stands in it twice costs one.
+An image is certified once for one classifier and one set of settings: rows are kept outside of any pipeline
+by all that they depend on, so a test set that has grown costs its new images, and an image that stands in it
+twice costs one.
 """
 
 import hashlib
@@ -54,11 +55,11 @@ def certify_store(
     device: str = "auto",
     compile: bool = False,  # noqa: A002
 ) -> None:
-    """Certify the images of a store; write their certificates to `out_tsv` and how they were made to the .json beside it.
+    """Certify the images of a store; write `out_tsv`, and how it was made to the .json beside it.
 
-    Decided images are kept in `kept`. After a kill at any moment the same call goes on there and ends with the same file,
-    times apart; later calls take over the images whose pixels, classifier and settings are the same. Under torchrun each
-    process certifies its share and rank 0 writes.
+    Decided images are kept in `kept`. After a kill at any moment the same call goes on there and ends with
+    the same file, times apart; later calls take over the images whose pixels, classifier and settings are the
+    same. Under torchrun each process certifies its share and rank 0 writes.
 
     Args:
         model: The base classifier.
@@ -69,8 +70,8 @@ def certify_store(
         out_tsv: Where the certificates go.
         kept: The folder for decided images.
         sigma: Standard deviation of the noise, [0,1] pixel units.
-        seed: None: an image's noise is fixed by the model, sigma, mode, alpha, n and its pixels, so nobody can choose it. A
-            number is part of that as well, and the certificates say so.
+        seed: None: an image's noise is fixed by the model, sigma, mode, alpha, n and its pixels, so nobody
+            can choose it. A number is part of that as well, and the certificates say so.
         device: auto, cpu, mps, cuda or cuda:<number>.
         compile: Whether the network is compiled.
 
@@ -267,7 +268,10 @@ def _show(
     label_of: Callable[[str], int],
     radii: Sequence[float],
 ) -> None:
-    """Draw the rows through, with a line on standard error: images, time left, certified accuracy so far, passes per second."""
+    """Draw the rows through, with a line on standard error.
+
+    It says images, time left, certified accuracy so far, passes per second.
+    """
     right, shown, passes, began = [0] * len(radii), 0, 0, time.perf_counter()
 
     def count(image: str, certificate: Certificate) -> None:

@@ -1,4 +1,4 @@
-"""The smoothed classifier g(x) = argmax_c P[f(x + sigma * N(0, I)) = c] of Cohen, Rosenfeld and Kolter (2019)."""
+"""The smoothed classifier g(x) = argmax_c P[f(x + sigma * N(0, I)) = c] (Cohen et al. 2019)."""
 
 import operator
 import secrets
@@ -32,7 +32,8 @@ from crt.errors import UserError, WrongTypeError
 from crt.inference.fold import fold_batchnorm
 
 MOST_DRAWS = 10_000_000  # of an image; more take GBs for the bookkeeping of a batch
-OFF_GRID = 1e-3  # grey levels that a pixel may be off a whole one: what rounding k / 255 to float32 makes, and no more
+# Grey levels that a pixel may be off a whole one: what rounding k / 255 to float32 makes, and no more.
+OFF_GRID = 1e-3
 
 Pixels = NDArray[np.uint8]  # [H, W, C]
 
@@ -40,15 +41,17 @@ Pixels = NDArray[np.uint8]  # [H, W, C]
 class SmoothedClassifier:
     """A torch module, smoothed: `SmoothedClassifier(model, sigma=0.25).certify(images)`.
 
-    The module maps images [B, C, H, W] in [0,1] to logits [B, K] and does its own normalization. It is copied, put into eval
-    mode, and its BatchNorms are folded. Images are whole grey levels, k / 255; noise is whole multiples of a grey level's
-    fraction, exactly the rounded Gaussian (`crt.certification.noise`), and never clipped.
+    The module maps images [B, C, H, W] in [0,1] to logits [B, K] and does its own normalization. It is
+    copied, put into eval mode, and its BatchNorms are folded. Images are whole grey levels, k / 255; noise is
+    whole multiples of a grey level's fraction, exactly the rounded Gaussian (`crt.certification.noise`), and
+    never clipped.
 
-    Each call of `certify` or `predict` draws its noise from a fresh secret seed, unless one is given: who supplies images
-    must not know the noise that they will meet.
+    Each call of `certify` or `predict` draws its noise from a fresh secret seed, unless one is given: who
+    supplies images must not know the noise that they will meet.
 
     Attributes:
-        last_seed: The seed of the last call: pass it as `seed` to get the same answers again. None before the first.
+        last_seed: The seed of the last call: pass it as `seed` to get the same answers again. None before the
+            first.
         warnings: Of radii that cost most of the draws, or that cannot be certified.
 
     Example:
@@ -78,11 +81,12 @@ class SmoothedClassifier:
         Args:
             model: Images [B, C, H, W] in [0,1] -> logits [B, K]; it stays as it is.
             sigma: Standard deviation of the noise, [0,1] pixel units.
-            n0: Draws that select a class in exact mode. Adaptive mode takes from 32 to 1,024, until a class leads clearly.
+            n0: Draws that select a class in exact mode. Adaptive mode takes from 32 to 1,024, until a class
+                leads clearly.
             n: Draws that estimate its probability; in adaptive mode the most that an image takes.
             alpha: Chance of a false certificate, per image.
-            radii: None for exact mode. In adaptive mode the l2 radii to report, [0,1] pixel units: certificates say which of
-                them (and 0) is the largest that holds.
+            radii: None for exact mode. In adaptive mode the l2 radii to report, [0,1] pixel units:
+                certificates say which of them (and 0) is the largest that holds.
             seed: None for a fresh secret one with each call, or a whole number below 2^128.
             device: auto, cpu, mps, cuda or cuda:<number>; the noise is the same everywhere.
             precision: float32, bfloat16 or int8: part of the classifier that is certified.
@@ -90,7 +94,8 @@ class SmoothedClassifier:
             batch_size: Rows of every forward pass; None: chosen from the device and the shape of the images.
 
         Raises:
-            UserError: A value that cannot certify anything, or a network whose BatchNorms normalize by the batch.
+            UserError: A value that cannot certify anything, or a network whose BatchNorms normalize by the
+                batch.
         """
         self.sigma, self.alpha = _number("sigma", sigma), _number("alpha", alpha)
         self._law = rounded_gaussian(self.sigma)
@@ -100,12 +105,14 @@ class SmoothedClassifier:
         self._n0, self._n = _count("n0", n0, MOST_DRAWS), _count("n", n, MOST_DRAWS)
         if n < bounds.least_draws(self.alpha):
             raise UserError(
-                f"n={n} is too small for alpha={alpha}, every image would abstain: give at least {bounds.least_draws(self.alpha)}"
+                f"n={n} is too small for alpha={alpha}, every image would abstain: give at least "
+                f"{bounds.least_draws(self.alpha)}"
             )
         self._radii = None if radii is None else _radii(radii)
         if self._radii is not None and self.alpha < LEAST_ADAPTIVE_ALPHA:
             raise UserError(
-                f"alpha is {alpha}: with radii give at least {LEAST_ADAPTIVE_ALPHA:g}, or leave radii out for exact mode"
+                f"alpha is {alpha}: with radii give at least {LEAST_ADAPTIVE_ALPHA:g}, or leave radii out "
+                "for exact mode"
             )
         self.warnings = [] if self._radii is None else costly_radii(self._radii, self.sigma, n, self.alpha)
         for text in self.warnings:
@@ -125,7 +132,8 @@ class SmoothedClassifier:
         With `labels` [B], whole numbers, images whose selected class misses theirs are not estimated.
 
         Raises:
-            UserError: Images of another shape, outside [0,1] or between grey levels; labels that do not fit them.
+            UserError: Images of another shape, outside [0,1] or between grey levels; labels that do not fit
+                them.
         """
         _check_batch(images)
         known = [None] * len(images) if labels is None else _labels(labels, len(images))
@@ -134,18 +142,27 @@ class SmoothedClassifier:
     def certify_each(
         self, images: Iterable[tuple[Tensor, int | None]]
     ) -> Iterator[tuple[int, Certificate, float]]:
-        """Certify a stream of (image [C, H, W], label or None); yields (place, certificate, seconds) as they are decided."""
+        """Certify a stream of (image [C, H, W], label or None).
+
+        Yields (place, certificate, seconds) as they are decided.
+        """
         pixels = ((grey_levels(image, place), label) for place, (image, label) in enumerate(images))
         return self.certify_pixels(pixels)
 
     def certify_pixels(
         self, images: Iterable[tuple[Pixels, int | None]], context: str | None = None
     ) -> Iterator[tuple[int, Certificate, float]]:
-        """As `certify_each`, of uint8 images [H, W, C]; context: what the noise depends on beside them, None for the seed."""
+        """As `certify_each`, of uint8 images [H, W, C].
+
+        context: what the noise depends on beside them, None for the seed.
+        """
         return self._run(images, self._certify, context or self._fresh_seed())
 
     def predict(self, images: Tensor, n: int = 1_000) -> list[int]:
-        """The class of each image under g, or ABSTAIN, from n draws; images float [B, C, H, W], whole grey levels k / 255."""
+        """The class of each image under g, or ABSTAIN, from n draws.
+
+        images: float [B, C, H, W], whole grey levels k / 255.
+        """
         _check_batch(images)
         draws = _count("n", n, MOST_DRAWS)
         pixels = ((grey_levels(image, place), None) for place, image in enumerate(images))
@@ -165,7 +182,7 @@ class SmoothedClassifier:
         return self._counter
 
     def charge(self, shape: Sequence[int]) -> float:
-        """What the probability of a class may differ by between the noise as drawn and rounded Gaussian noise."""
+        """What a class's probability may differ by between the noise as drawn and rounded Gaussian noise."""
         return self._law.charge(int(np.prod(shape)))
 
     def _fresh_seed(self) -> str:
@@ -210,7 +227,8 @@ def grey_levels(image: Tensor, place: int) -> Pixels:
     if image.ndim != 3 or not image.is_floating_point():
         wrong = UserError if image.is_floating_point() else WrongTypeError
         raise wrong(
-            f"image {place} is {image.dtype} {list(image.shape)}: give float images [B, C, H, W], for stored bytes divided by 255"
+            f"image {place} is {image.dtype} {list(image.shape)}: give float images [B, C, H, W], for stored "
+            "bytes divided by 255"
         )
     levels = image.detach().to("cpu", torch.float64) * LEVELS
     low, high = levels.aminmax()
@@ -223,7 +241,8 @@ def grey_levels(image: Tensor, place: int) -> Pixels:
     off = float((levels - whole).abs().max())
     if off > OFF_GRID:
         raise UserError(
-            f"image {place} has pixels between two grey levels, up to {off:.2g} of one: certificates are of 8-bit images, "
+            f"image {place} has pixels between two grey levels, up to {off:.2g} of one: certificates are of "
+            "8-bit images, "
             "give (images * 255).round() / 255 in float32"
         )
     return whole.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
@@ -246,7 +265,8 @@ def _labels(labels: Any, count: int) -> list[int]:
         raise WrongTypeError(f"labels are a {type(labels).__name__}: give a tensor of whole numbers [B]")
     if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
         raise UserError(
-            f"labels are {labels.dtype} {list(labels.shape)} for {count} images: give a tensor of whole numbers [{count}]"
+            f"labels are {labels.dtype} {list(labels.shape)} for {count} images: give a tensor of whole "
+            f"numbers [{count}]"
         )
     return [int(label) for label in labels]
 

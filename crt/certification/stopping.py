@@ -1,4 +1,4 @@
-"""When adaptive mode stops drawing: tables of the votes that certify l2 radii or give them up. No torch, no I/O."""
+"""When adaptive mode stops: tables of the votes that certify l2 radii or give them up. No torch, no I/O."""
 
 import functools
 from collections.abc import Sequence
@@ -20,10 +20,12 @@ COSTLY, FEW = (
 
 @dataclass(frozen=True)
 class StoppingTable:
-    """When to stop drawing: after `looks[i]` draws, `enough[j][i]` votes certify radii[j], `futile[j][i]` give it up.
+    """When to stop drawing.
 
-    The radii ascend from 0. A radius counts as certified only after all smaller ones, so a false certificate needs the
-    smallest untrue radius to be certified: that one test, at level alpha, is the level of all of them together.
+    After `looks[i]` draws, `enough[j][i]` votes certify radii[j], and `futile[j][i]` or fewer give it up.
+    The radii ascend from 0. A radius counts as certified only after all smaller ones, so a false certificate
+    needs the smallest untrue radius to be certified: that one test, at level alpha, is the level of all of
+    them together.
     """
 
     radii: tuple[float, ...]
@@ -49,7 +51,7 @@ def stopping_table(
 
 
 def fewest_draws(p: float, n: int, alpha: float) -> int | None:
-    """Draws after which unanimous votes refute "the class probability is p or less"; None: not within n draws."""
+    """Draws after which unanimous votes refute "the class probability is p or less"; None: more than n."""
     return next((look for look in looks(n) if p**look <= alpha * look / n), None)
 
 
@@ -60,11 +62,13 @@ def costly_radii(radii: Sequence[float], sigma: float, n: int, alpha: float) -> 
         draws = fewest_draws(probability_at(radius, sigma), n, alpha)
         if draws is None:
             said.append(
-                f"radius {radius:g} is beyond what n={n:,} draws certify at sigma {sigma:g}: leave it out, or raise n"
+                f"radius {radius:g} is beyond what n={n:,} draws certify at sigma {sigma:g}: "
+                "leave it out, or raise n"
             )
         elif draws > max(COSTLY * n, FEW):
             said.append(
-                f"radius {radius:g} takes at least {draws:,} of n={n:,} draws for each image that comes near it: leave it out, or raise n"
+                f"radius {radius:g} takes at least {draws:,} of n={n:,} draws for each image that comes "
+                "near it: leave it out, or raise n"
             )
     return said
 
@@ -81,16 +85,16 @@ def looks(n: int) -> tuple[int, ...]:
 def enough_votes(p: float, looks: Sequence[int], alpha: float) -> tuple[int, ...]:
     """Votes at each look that refute "the class probability is p or less"; looks[i] + 1 or more: none do.
 
-    A class of probability p ever gets so many with probability <= alpha, whatever stops the draws: after N of n draws at
-    most alpha N/n is spent (alpha spending, Lan and DeMets 1983), with the exact distribution of the votes of runs not yet
-    certified instead of a union bound. A smaller probability gets there less often.
+    A class of probability p ever gets so many with probability <= alpha, whatever stops the draws: after N of
+    n draws at most alpha N/n is spent (alpha spending, Lan and DeMets 1983), with the exact distribution of
+    the votes of runs not yet certified instead of a union bound. A smaller probability gets there less often.
     """
     budget, left_out = alpha * (1 - SLACK), SLACK * alpha / (4 * len(looks))
     alive, least = np.ones(1), 0  # alive[i] = P(not certified yet, least + i votes)
     drawn, spent, counts = 0, 0.0, list[int]()
     for look in looks:
         step, drawn = look - drawn, look
-        # Numbers of votes that are rarer than left_out at either end are counted as false certificates at once.
+        # Numbers of votes that are rarer than left_out, at either end, count as false certificates at once.
         low, high = int(binom.ppf(left_out, step, p)), int(binom.isf(left_out, step, p))
         alive = np.convolve(alive, binom.pmf(np.arange(low, high + 1), step, p))
         least, spent = least + low, spent + 2 * left_out

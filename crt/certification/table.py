@@ -1,4 +1,4 @@
-"""The certificates file: one tab-separated row per image, and a JSON beside it that says how they were made."""
+"""The certificates file: a tab-separated row per image, and a JSON beside it on how they were made."""
 
 import csv
 import io
@@ -29,9 +29,10 @@ COLUMNS = (
 def write_table(
     out: Path, rows: Sequence[Row], labels: Sequence[int], names: Sequence[str], facts: dict[str, Any]
 ) -> None:
-    """Write rows to `out` and `facts` to the .json beside it; labels and names are of the whole store, by idx.
+    """Write rows to `out` and `facts` to the .json beside it.
 
-    Numbers have full precision; what a row does not claim is empty. Both files appear whole or not at all.
+    Labels and names are of the whole store, by idx. Numbers have full precision; what a row does not claim is
+    empty. Both files appear whole or not at all.
 
     Raises:
         UserError: they cannot be written.
@@ -48,5 +49,6 @@ def write_table(
         write_text(out, text.getvalue())
     except OSError as error:
         raise UserError(
-            f"{out} cannot be written ({error.strerror}): free space or fix its permissions and run the same command again"
+            f"{out} cannot be written ({error.strerror}): free space or fix its permissions and run the same "
+            "command again"
         ) from error

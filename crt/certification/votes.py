@@ -49,10 +49,12 @@ def certified_network(
     precision: Precision,
     compile_network: bool,
 ) -> nn.Module:
-    """The very function whose votes are counted: a copy of a network from `fold_batchnorm` in its precision and layout.
+    """The very function whose votes are counted.
 
-    Precision, folding and compilation change logits, so they are part of the classifier that is certified, and the
-    classifier to deploy. shape: [C, H, W] of the images; sigma: of their noise (both matter to int8 alone).
+    It is a copy of a network from `fold_batchnorm` in its precision and layout.
+    Precision, folding and compilation change logits, so they are part of the classifier that is certified,
+    and the classifier to deploy. shape: [C, H, W] of the images; sigma: of their noise (both matter to int8
+    alone).
 
     Raises:
         UserError: the precision does not suit network, device or compilation.
@@ -71,13 +73,14 @@ def certified_network(
 class VoteCounter:
     """Counts the classes that a network gives to noisy copies of images of one shape.
 
-    Every forward pass has the same shape, [batch_size, C, H, W]: the last batch of a round carries rows that are not
-    counted. So no kernel is chosen by how many draws are left, and compilation happens once.
+    Every forward pass has the same shape, [batch_size, C, H, W]: the last batch of a round carries rows that
+    are not counted. So no kernel is chosen by how many draws are left, and compilation happens once.
 
     Attributes:
         batch_size: Rows of every forward pass.
         num_classes: K.
-        check: What another size of the batch would change; None for a compiled network, where that is not looked at.
+        check: What another size of the batch would change; None for a compiled network, where that is not
+            looked at.
     """
 
     def __init__(
@@ -92,7 +95,8 @@ class VoteCounter:
         """shape: [C, H, W]; law: of the noise; batch_size None: chosen from memory.
 
         Raises:
-            UserError: the network does not map such images to logits, row by row, or a batch does not fit into memory.
+            UserError: the network does not map such images to logits, row by row, or a batch does not fit
+                into memory.
         """
         self.network, self.law, self.device, self.dtype = network, law, device, DTYPES[precision]
         self.shape = tuple(shape)
@@ -155,7 +159,8 @@ class VoteCounter:
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"the model does not accept images of shape {list(self.shape)} ({reason}): give it the images it is made for"
+                f"the model does not accept images of shape {list(self.shape)} ({reason}): give it the "
+                "images it is made for"
             ) from error
         if (
             not isinstance(logits, Tensor)
@@ -165,15 +170,16 @@ class VoteCounter:
         ):
             what = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(
-                f"the model returns {what} for {len(batch)} images: certify a model that returns logits [{len(batch)}, K], K >= 2"
+                f"the model returns {what} for {len(batch)} images: certify a model that returns logits "
+                f"[{len(batch)}, K], K >= 2"
             )
         return logits
 
     def _fitting_batch_size(self, images: Tensor) -> int:
-        """The batch size when none is asked for: cache-sized on a CPU, otherwise what a quarter of the memory holds."""
+        """The batch size when none is asked for: what the cache, on a GPU a quarter of memory, holds."""
         if self.device.type != "cuda":
-            # Measured with ResNet-20: best where a batch has about 64 x 32 x 32 pixels, so that activations stay in the
-            # cache; batches of 1,000 images of 32x32 take three times as long per image.
+            # Measured with ResNet-20: best where a batch has about 64 x 32 x 32 pixels, so that activations
+            # stay in the cache; batches of 1,000 images of 32x32 take three times as long per image.
             return max(8, min(512, 64 * 32 * 32 // (self.shape[1] * self.shape[2])))
         probe = images[:64]
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -182,7 +188,8 @@ class VoteCounter:
             self._forward(probe)
         each = (torch.cuda.max_memory_allocated(self.device) - before) / len(probe)
         fits = torch.cuda.get_device_properties(self.device).total_memory / 4 / max(each, 1)
-        # A power of two, so that small differences of what was measured do not change the shape, and with it rounding.
+        # A power of two, so that small differences of what was measured do not change the shape, and with it
+        # rounding.
         return 2 ** int(np.log2(min(max(fits, 64), 4096)))
 
 
@@ -199,9 +206,10 @@ def run_procedures(
 ) -> Iterator[tuple[int, Any, float]]:
     """Run many procedures at once; tasks are (number, pixels [H, W, C], procedure), taken as needed.
 
-    A round serves the oldest procedures until its batches are full, so a few images with many draws left never leave the
-    device idle, and a kill loses no more than the images of a round. Yields (number, result, seconds) as they end; seconds
-    is the image's share of the rounds, by draws. context: what the noise depends on beside the pixels.
+    A round serves the oldest procedures until its batches are full, so a few images with many draws left
+    never leave the device idle, and a kill loses no more than the images of a round. Yields (number, result,
+    seconds) as they end; seconds is the image's share of the rounds, by draws. context: what the noise
+    depends on beside the pixels.
     """
     waiting, running = iter(tasks), list[_Running]()
     room = BATCHES_PER_ROUND * counter.batch_size
