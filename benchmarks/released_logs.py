@@ -255,34 +255,15 @@ def mode_rows(log: str, radii: Sequence[float], found: dict[str, NDArray[np.floa
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--logs", type=Path, required=True, help="folder with noise_<sigma>/<method>/noise_<sigma>.tsv"
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "released_logs.md")
-    args = parser.parse_args()
-
-    giving_up, selection, modes = list[str](), list[str](), list[str]()
-    for method, noise in LOGS:
-        path, sigma = args.logs / f"noise_{noise}" / method / f"noise_{noise}.tsv", float(noise)
-        rounds = [one_round(path, sigma, seed) for seed in range(args.rounds)]
-        found = {name: np.mean([one[name] for one in rounds], 0) for name in rounds[0]}
-        log = f"{method}, {sigma:g}"
-        giving_up.append(giving_up_row(log, path, sigma))
-        selection.append(selection_row(log, found))
-        modes += mode_rows(log, RADII[sigma], found)
-        print(log, flush=True)
+def page(rounds: int, giving_up: Sequence[str], selection: Sequence[str], modes: Sequence[str]) -> list[str]:
+    """The lines of the results, of the rows of three tables."""
     grids = "; ".join(f"0 to {radii[-1]:g} at sigma {sigma:g}" for sigma, radii in RADII.items())
-    lines = [
+    return [
         "# Adaptive certification on released logs",
         "",
         "`python benchmarks/released_logs.py`, on the logs of alinlab/smoothing-catrs (data/cifar10: "
         "ResNet-110, 10,000 test images, "
-        f"n = {N:,}, alpha = {ALPHA}), {args.rounds} rounds of simulated votes. Misclassified images are not "
+        f"n = {N:,}, alpha = {ALPHA}), {rounds} rounds of simulated votes. Misclassified images are not "
         "estimated. Radii in "
         f"steps of 0.25: {grids}. Points are percentage points of all test images.",
         "",
@@ -318,6 +299,30 @@ def main() -> None:
         "|---|---|---|---|---|",
         *modes,
     ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--logs", type=Path, required=True, help="folder with noise_<sigma>/<method>/noise_<sigma>.tsv"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "released_logs.md")
+    args = parser.parse_args()
+
+    giving_up, selection, modes = list[str](), list[str](), list[str]()
+    for method, noise in LOGS:
+        path, sigma = args.logs / f"noise_{noise}" / method / f"noise_{noise}.tsv", float(noise)
+        rounds = [one_round(path, sigma, seed) for seed in range(args.rounds)]
+        found = {name: np.mean([one[name] for one in rounds], 0) for name in rounds[0]}
+        log = f"{method}, {sigma:g}"
+        giving_up.append(giving_up_row(log, path, sigma))
+        selection.append(selection_row(log, found))
+        modes += mode_rows(log, RADII[sigma], found)
+        print(log, flush=True)
+    lines = page(args.rounds, giving_up, selection, modes)
     write_text(args.output, "\n".join(lines) + "\n")
     print("\n".join(lines))
 

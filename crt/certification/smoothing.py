@@ -97,23 +97,15 @@ class SmoothedClassifier:
             UserError: A value that cannot certify anything, or a network whose BatchNorms normalize by the
                 batch.
         """
-        self.sigma, self.alpha = _number("sigma", sigma), _number("alpha", alpha)
+        self.sigma, self.alpha = _number("sigma", sigma), _alpha(alpha)
         self._law = rounded_gaussian(self.sigma)
-        if not bounds.LEAST_ALPHA <= self.alpha < 1:
-            least = f"{bounds.LEAST_ALPHA:g}"
-            raise UserError(f"alpha is {alpha}: give a probability from {least} to 1, such as 0.001")
         self._n0, self._n = _count("n0", n0, MOST_DRAWS), _count("n", n, MOST_DRAWS)
         if n < bounds.least_draws(self.alpha):
             raise UserError(
                 f"n={n} is too small for alpha={alpha}, every image would abstain: give at least "
                 f"{bounds.least_draws(self.alpha)}"
             )
-        self._radii = None if radii is None else _radii(radii)
-        if self._radii is not None and self.alpha < LEAST_ADAPTIVE_ALPHA:
-            raise UserError(
-                f"alpha is {alpha}: with radii give at least {LEAST_ADAPTIVE_ALPHA:g}, or leave radii out "
-                "for exact mode"
-            )
+        self._radii = None if radii is None else _radii(radii, self.alpha)
         self.warnings = [] if self._radii is None else costly_radii(self._radii, self.sigma, n, self.alpha)
         for text in self.warnings:
             warnings.warn(text, stacklevel=2)
@@ -277,7 +269,19 @@ def _seed(seed: int | None) -> int | None:
     return seed
 
 
-def _radii(radii: Any) -> tuple[float, ...]:
+def _alpha(alpha: Any) -> float:
+    if not bounds.LEAST_ALPHA <= _number("alpha", alpha) < 1:
+        least = f"{bounds.LEAST_ALPHA:g}"
+        raise UserError(f"alpha is {alpha}: give a probability from {least} to 1, such as 0.001")
+    return float(alpha)
+
+
+def _radii(radii: Any, alpha: float) -> tuple[float, ...]:
+    if alpha < LEAST_ADAPTIVE_ALPHA:
+        raise UserError(
+            f"alpha is {alpha}: with radii give at least {LEAST_ADAPTIVE_ALPHA:g}, or leave radii out "
+            "for exact mode"
+        )
     try:
         found = tuple(float(r) for r in radii)
     except TypeError:
