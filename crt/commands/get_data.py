@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from crt.commands.decidable import say_decidable
 from crt.datasets.folders import write_folder
 from crt.datasets.sources import DataSet, write_cifar10, write_digits, write_fashion_mnist
 from crt.drops.layout import first_ten
@@ -70,6 +71,7 @@ def get_data(
     set_remote(project, remote)
     project.choose(choice)
     _report(found)
+    say_decidable(project)
     show_next(project)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from crt.commands import told
 from crt.commands.arrived import Arrived
+from crt.commands.decidable import say_decidable
 from crt.commands.pin import pin_newest
 from crt.config import Data
 from crt.datasets.archives import is_archive, unpack
@@ -80,6 +81,7 @@ def ingest(project: Project, source: Path, drop: str) -> None:
     arrived.report()
     if pinned is not None:
         print(f"{pinned.tag} is pinned, as baseline and as start of training (`crt pin` chooses another)")
+    say_decidable(project)
     show_next(project)
 
 

@@ -1,10 +1,11 @@
-"""Confidence intervals of a mean of bounded values, by betting: valid at every number of values, however often one looks.
+"""Confidence intervals of a mean of bounded values, by betting: valid however often one looks at more values.
 
-A bettor doubts that the mean is `mean` or less. On each value x of at least `least` the bettor stakes the same share c of
-the capital, which is then multiplied by 1 + c ((x - least) / (mean - least) - 1). If the doubt is wrong this is a fair game
-or worse, so that the capital ever reaches 1 / risk with probability `risk` at most (Ville 1939). Here the capital is the
-average over a fixed set of shares c, so that it depends on the values and not on their order. What the capital refutes
-lies outside of the interval (Waudby-Smith and Ramdas 2024, Journal of the Royal Statistical Society B 86, 1-27).
+A bettor doubts that the mean is `mean` or less. On each value x of at least `least` the bettor stakes the
+same share c of the capital, which is then multiplied by 1 + c ((x - least) / (mean - least) - 1). If the
+doubt is wrong this is a fair game or worse, so that the capital ever reaches 1 / risk with probability
+`risk` at most (Ville 1939). Here the capital is the average over a fixed set of shares c, so that it
+depends on the values and not on their order. What the capital refutes lies outside of the interval
+(Waudby-Smith and Ramdas 2024, Journal of the Royal Statistical Society B 86, 1-27).
 """
 
 from math import log
@@ -16,8 +17,7 @@ from scipy.optimize import brentq
 Floats = NDArray[np.float64]
 
 _BETS = 64
-# Shares of the capital, each as likely: the arcsine law, whose price grows least with the number of values (Cover 1991).
-BETS: Floats = np.sin(np.pi * (np.arange(_BETS) + 0.5) / (2 * _BETS)) ** 2
+BETS: Floats = (np.arange(_BETS) + 0.5) / _BETS  # the shares c; each has the same capital at first
 CHANCES = (0.8, 0.95)  # of a right pass, for which the decidable margin is told
 _RESAMPLES = 500
 _BINS = 24
@@ -25,7 +25,7 @@ _STEPS = 16  # halvings: a margin is told to 0.000015 of the range
 
 
 def log_capital(values: Floats, counts: NDArray[np.int64], mean: float, least: float = -1.0) -> Floats:
-    """The bettor's log capital [...] against a mean of at most `mean`, after `counts` [..., U] of the `values` [U]."""
+    """Log capital [...] after `counts` [..., U] of the `values` [U], against a mean of at most `mean`."""
     growth = np.log1p(np.multiply.outer((values - least) / (mean - least) - 1, BETS))
     capital = np.asarray(counts @ growth)
     most = capital.max(axis=-1, keepdims=True)
@@ -33,7 +33,7 @@ def log_capital(values: Floats, counts: NDArray[np.int64], mean: float, least: f
 
 
 def lower_bound(values: Floats, risk: float, least: float = -1.0) -> float:
-    """The least mean that `values` [N], none below `least`, leave possible; wrong with probability `risk` at most."""
+    """The least mean that `values` [N], none below `least`, leave possible, at this risk of being wrong."""
     distinct, counts = np.unique(np.maximum(values, least), return_counts=True)
     mean = float(counts @ distinct) / len(values)
 
@@ -51,7 +51,7 @@ def mean_interval(
 ) -> tuple[float, float]:
     """Confidence interval of the mean of independent `values` [N] between `least` and `most`.
 
-    Each end is wrong with probability (1 - confidence) / 2 at most, over all numbers of values at which one looks.
+    Each end is wrong with probability (1 - confidence) / 2 at most, over all looks at ever more values.
     """
     risk = (1 - confidence) / 2
     return lower_bound(values, risk, least), -lower_bound(-values, risk, -most)
@@ -60,8 +60,8 @@ def mean_interval(
 def decidable_margins(values: Floats, confidence: float, images: int | None = None) -> dict[str, float]:
     """The smallest losses that a test set tells from none, keyed by the chance that it does ("0.8", "0.95").
 
-    For a mean that is truly 0, of values as large as these [N] but with random signs: a margin of this size is met by the
-    lower end of the interval with that chance. From resamples, always the same ones.
+    For a mean that is truly 0, of values as large as these [N] but with random signs: a margin of this size
+    is met by the lower end of the interval with that chance. From resamples, always the same ones.
 
     Args:
         values: Observed differences between -1 and 1.

@@ -8,14 +8,15 @@ COLUMNS = ["image", "name", "label", "lost_at", "gained_at", "student_radius", "
 
 
 def changed_images(both: Pair | None) -> pd.DataFrame:
-    """The images that only one of two classifiers certifies right at a radius to report; the greatest losses first.
+    """The images that only one of two classifiers certifies right at a reported radius, worst losses first.
 
     Args:
         both: The student's and the other's certificates; None: there is no other, and no row.
 
     Returns:
-        The columns `COLUMNS`: the place in the test set, the file, its label, the radii at which the student lost and gained
-        the certificate (`0.0 0.25`), and the radius of each classifier's right certificate, 0 where it has none.
+        The columns `COLUMNS`: the place in the test set, the file, its label, the radii at which the
+        student lost and gained the certificate (`0.0 0.25`), and the radius of each classifier's right
+        certificate, 0 where it has none.
     """
     if both is None:
         return pd.DataFrame(columns=COLUMNS)

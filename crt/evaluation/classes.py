@@ -15,9 +15,10 @@ _MOST_IMAGES = 2**20  # of one class; no test set has more
 def compare_classes(
     both: Pair, radius: float, margin: float, confidence: float, names: Sequence[str]
 ) -> dict[str, Any]:
-    """One row per class that has test images: both certified accuracies, their difference, its interval, a verdict.
+    """One row per class: both certified accuracies, their difference, its interval, a verdict.
 
-    All intervals hold together with the given confidence (Bonferroni: each errs with 1 / number of classes of the rest).
+    All intervals hold together with the given confidence: each has 1 / number of classes of the error
+    (Bonferroni).
 
     Args:
         both: The student's and the baseline's certificates.
@@ -27,8 +28,8 @@ def compare_classes(
         names: The classes' names, in the order of the labels; a label without one stands for itself.
 
     Returns:
-        `rows`, and `images_needed`: how many images of a class decide the margin with a chance of 80 %, for a student that is
-        equal and differs on as many images as this one; None: no test set does.
+        `rows`, and `images_needed`: how many images of a class decide the margin with a chance of 80 %, for
+        a student that is equal and differs on as many images as this one; None: no test set does.
     """
     mine, other = both.right_at(radius)
     difference = mine.astype(np.float64) - other
@@ -54,7 +55,7 @@ def compare_classes(
 
 
 def images_needed(differences: Floats, margin: float, confidence: float) -> int | None:
-    """How many images decide a margin with a chance of 80 %, for an equal student with differences as large as these.
+    """How many images decide a margin with a chance of 80 %, for an equal student with such differences.
 
     Args:
         differences: Observed differences [N] between -1 and 1.

@@ -92,7 +92,8 @@ def overall(rows: Sequence[Row]) -> Verdict | Literal["no baseline"]:
 def compare(both: Pair, role: str, confidence: float, margins: Margins | None = None) -> list[Row]:
     """One row for ACR, then one per radius for certified accuracy; with verdicts where margins are given.
 
-    Where the margins bound the share of lost certificates, one more row per radius at which the other has certificates.
+    Where the margins bound the share of lost certificates, one more row per radius at which the other has
+    certificates.
 
     Args:
         both: The student's certificates and the other's (`crt.evaluation.paired.pair`).
@@ -109,7 +110,7 @@ def compare(both: Pair, role: str, confidence: float, margins: Margins | None = 
 
 
 def _acr_row(both: Pair, confidence: float, margins: Margins | None) -> Row:
-    """The interval is of differences as shares of the largest radius that n draws certify, which none exceeds."""
+    """The interval is of shares of the largest radius that n draws certify, which no difference exceeds."""
     mine, other, reach = both.first.right_radius, both.second.right_radius, both.first.largest_radius
     margin = None if margins is None else margins.acr
     values: Floats = np.clip((mine - other) / reach, -1.0, 1.0)
@@ -145,7 +146,7 @@ def _row(
 
 
 def _kept_row(both: Pair, radius: float, confidence: float, most_lost: float) -> Row:
-    """Which share of the other's certificates the student has as well: an exact test of a binomial probability."""
+    """Which share of the other's certificates the student has too: an exact binomial test."""
     mine, other = both.right_at(radius)
     kept = mine[other]
     low, high = mean_interval(np.subtract(kept, 1, dtype=np.float64), confidence, least=-1.0, most=0.0)

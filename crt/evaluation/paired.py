@@ -16,7 +16,7 @@ SAME_IMAGES = ("stride", "max_images", "data_fingerprint")
 
 @dataclass(frozen=True)
 class Pair:
-    """Certificates of two classifiers, row by row of the same images, none twice; all rows are in the order of the first."""
+    """Certificates of two classifiers, row by row of the same images, none twice."""
 
     first: Certificates
     second: Certificates
@@ -41,12 +41,13 @@ class Pair:
 
 
 def pair(first: Certificates, second: Certificates, *, common: bool = False) -> Pair:
-    """Bring two classifiers' certificates together, image by image; an image that stands in the test set twice counts once.
+    """Bring two classifiers' certificates together; an image that stands in the test set twice counts once.
 
     Args:
         first: The one classifier's.
         second: The other's.
-        common: Take the images that both have, known by their pixels, and leave the others out, as well as those whose
+        common: Take the images that both have, known by their pixels, and leave the others out, as well as
+        those whose
             label has changed in between. Else both must be of the same test set.
 
     Raises:
@@ -68,7 +69,8 @@ def _pair_of(
 ) -> Pair:
     if len(rows) < 2:
         raise UserError(
-            f"{_both(first, second)}: {len(rows)} image(s) in common tell nothing; certify more of the same images"
+            f"{_both(first, second)}: {len(rows)} image(s) in common tell nothing; certify more of the "
+            "same images"
         )
     return Pair(first.take(rows), second.take(others))
 
@@ -89,7 +91,8 @@ def check_comparable(first: Certificates, second: Certificates, *, common: bool 
         mine, other = first.settings.get(key), second.settings.get(key)
         if mine != other:
             raise UserError(
-                f"{both}: {key} is {mine} in one and {other} in the other; certify both with the same settings"
+                f"{both}: {key} is {mine} in one and {other} in the other; certify both with the same "
+                "settings"
             )
     if common:
         return

@@ -12,7 +12,7 @@ NAMES = {
 
 
 def judge(interval: tuple[float, float], margin: float) -> Verdict:
-    """Non-inferiority: the confidence interval of student minus baseline against the largest acceptable loss."""
+    """Non-inferiority: the interval of student minus baseline against the largest acceptable loss."""
     low, high = interval
     if low >= -margin:
         return "pass"
@@ -57,11 +57,14 @@ def _verdict_sentence(verdict: str, rows: Sequence[dict[str, Any]]) -> str:
     concerned = _in_words([row for row in rows if row["verdict"] == verdict])
     if verdict == "fail":
         return f"The student is worse than the baseline by more than the margin in {concerned}."
-    return f"These images cannot tell whether the student loses more than the margin in {concerned}: add test images, or accept wider margins."
+    return (
+        f"These images cannot tell whether the student loses more than the margin in {concerned}: add test "
+        "images, or accept wider margins."
+    )
 
 
 def _decidable_sentence(rows: Sequence[dict[str, Any]]) -> str:
-    """The smallest margins that the test set can decide; of certified accuracy, at the radius that needs the widest."""
+    """The smallest margins that the test set can decide; at the radius that needs the widest."""
     told = {"acr": "ACR", "certified_accuracy": "certified accuracy"}
     parts = []
     for quantity, name in told.items():
@@ -82,22 +85,23 @@ def _class_sentences(by_class: dict[str, Any]) -> list[str]:
     rows, radius, margin = by_class["rows"], by_class["radius"], by_class["margin"]
     worst = min(rows, key=lambda row: row["student"])
     said = [
-        f"The class that is certified worst at radius {radius} is {worst['class']}: {100 * worst['student']:.1f} % "
-        f"(baseline: {100 * worst['other']:.1f} %)."
+        f"The class that is certified worst at radius {radius} is {worst['class']}: "
+        f"{100 * worst['student']:.1f} % (baseline: {100 * worst['other']:.1f} %)."
     ]
     failed, undecided = (
         [row["class"] for row in rows if row["verdict"] == verdict] for verdict in ("fail", "undecided")
     )
     if failed:
         said.append(
-            f"Warning: at radius {radius} the student loses more than {margin:g} in the class {_some(failed)}."
+            f"Warning: at radius {radius} the student loses more than {margin:g} in the class "
+            f"{_some(failed)}."
         )
     if undecided:
         needed = by_class["images_needed"]
         remedy = f"about {needed:,} test images of each would" if needed else "no test set would"
         said.append(
-            f"Warning: these images cannot tell whether it loses more than {margin:g} in the class {_some(undecided)}: "
-            f"{remedy} decide it for an equal student with 80 % chance."
+            f"Warning: these images cannot tell whether it loses more than {margin:g} in the class "
+            f"{_some(undecided)}: {remedy} decide it for an equal student with 80 % chance."
         )
     return said
 

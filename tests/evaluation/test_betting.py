@@ -1,6 +1,7 @@
-"""The intervals of the gate against known truths: how often they err, and how often an equal student passes."""
+"""The gate's intervals against known truths: how often they err, how often an equal student passes."""
 
 from math import log
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_a_better_value_raises_the_bound():
 
 
 def test_no_difference_is_no_proof_of_none():
-    """360 images without a difference leave a loss of 1.4 points possible: with probability 0.006 none of 360 shows it."""
+    """360 images without a difference leave a loss of 1.4 points possible: none of 360 may show it."""
     low, high = mean_interval(np.zeros(360), 0.95)
     assert low == -high
     assert (1 + low) ** 360 < RISK
@@ -120,7 +121,7 @@ def test_wrong_passes_at_every_size_from_20(margin, gained):
 @pytest.mark.parametrize("images", [190, 360, 500])
 @pytest.mark.parametrize(("largest", "others"), [(4.0, 0.5), (1.0, 0.9)])
 def test_a_rare_kind_of_image_that_is_lost_wholly(images, largest, others):
-    """0.5 % of the images lose their whole radius, the others nothing: the mean loss is the margin, and few samples show it.
+    """0.5 % of the images lose their whole radius, the others nothing: the mean loss is the margin.
 
     Exact, as the interval depends only on the number of such images in the test set.
     """
@@ -165,13 +166,33 @@ def test_looking_after_every_image_errs_no_more_often(runs, shares):
 
 @pytest.mark.parametrize("runs", [500, pytest.param(20_000, marks=pytest.mark.nightly)])
 def test_looking_again_at_a_grown_test_set(runs):
-    """The audit's case: exactly at the margin, looks at 360 images, then at ever more until it passes or fails."""
+    """Exactly at the margin, with looks at 360 images, then at ever more until it passes."""
     rng, margin = np.random.default_rng(2), 0.02
     sizes = [360, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000]
     steps = np.diff([0, *sizes])
     counts = np.stack([rng.multinomial(step, [0.04, 0.94, 0.02], size=runs) for step in steps]).cumsum(axis=0)
     passed = (log_capital(THREE, counts, -margin) >= log(1 / RISK)).any(axis=0).sum()
     assert passed <= binom.ppf(0.999, runs, RISK)
+
+
+def test_the_tables_of_the_docs_are_what_the_code_decides():
+    root = Path(__file__).resolve().parents[2]
+    results, docs = (
+        {
+            cells[0]: cells[1:]
+            for line in (root / name).read_text().splitlines()
+            if len(cells := _cells(line)) > 4
+        }
+        for name in ("benchmarks/results/gate.md", "docs/gate.md")
+    )
+    assert {size: results[size][1:5] for size in results} == {size: docs[size] for size in results}
+    for place, discordant in ((1, 0.02), (2, 0.05), (3, 0.1), (4, 0.2)):
+        found = decidable_margins(_spread(discordant), 0.95, 360)
+        assert results["360"][place] == f"{100 * found['0.8']:.2g} ({100 * found['0.95']:.2g})"
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
 
 
 def test_decidable_margins_of_radii_count_their_size():

@@ -108,7 +108,7 @@ def test_the_smallest_margins_that_the_images_can_decide_are_told(tmp_path):
 
 
 def test_lost_certificates_are_bounded_by_an_exact_test(tmp_path):
-    """Of 300 certificates of the baseline 6 are lost: with probability 0.017 six or fewer would be, were it 4.5 %."""
+    """Of 300 certificates of the baseline 6 are lost, which 6 % lost would show with probability 0.0008."""
     baseline = [certified(i, 0.3) for i in range(300)] + [abstained(i) for i in range(300, 400)]
     student = [abstained(i) if i < 6 else certified(i, 0.3) for i in range(400)]
     student = read_certificates(write_table(tmp_path / "student.tsv", student))
