@@ -2,7 +2,7 @@
 
     python benchmarks/gate.py sizes      # a minute: results/gate.md
     python benchmarks/gate.py bets       # a minute: results/gate_bets.md
-    python benchmarks/gate.py repeats FILE.tsv FILE.tsv --reach 0.616 --radii 0 0.25 0.5 [--images 360]
+    python benchmarks/gate.py repeats FILE.tsv FILE.tsv --radii 0 0.25 0.5 [--reach 0.616] [--images 360]
 
 `repeats` takes certificates of two or more networks that were trained alike, apart from the seed, on the
 same images: files of ours, or of others with the columns idx, radius and correct. An equal student is one
@@ -132,7 +132,11 @@ def _likely(trials: int, chance: float) -> range:
 
 def repeats(args: argparse.Namespace) -> None:
     """How far runs of one recipe are apart, and which margins an equal student passes in all rows."""
-    runs = pd.concat([right_radius(file) for file in args.files], axis=1, join="inner").iloc[:: args.every]
+    runs = pd.concat([right_radius(file) for file in args.files], axis=1, join="inner")
+    if args.reach is None:
+        args.reach = max(args.radii)
+        steps = np.array(sorted({1e-9, *args.radii} - {0.0}))
+        runs = runs.map(lambda radius: steps[steps <= radius].max(initial=0.0))
     images = args.images or len(runs)
     accuracy, acr = [], []
     rng = np.random.default_rng(0)
@@ -190,10 +194,13 @@ def main() -> None:
     commands.add_parser("bets").set_defaults(run=lambda args: bets())
     command = commands.add_parser("repeats")
     command.add_argument("files", nargs="+", type=Path)
-    command.add_argument("--reach", type=float, required=True, help="the largest radius of n and alpha")
+    command.add_argument(
+        "--reach",
+        type=float,
+        help="largest radius of n and alpha in exact mode (default: adaptive mode, the largest of --radii)",
+    )
     command.add_argument("--radii", type=float, nargs="+", required=True)
     command.add_argument("--images", type=int, help="size of the test sets (default: as many as there are)")
-    command.add_argument("--every", type=int, default=1, help="use every so-manieth image")
     command.set_defaults(run=repeats)
     args = parser.parse_args()
     args.run(args)

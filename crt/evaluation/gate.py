@@ -110,8 +110,8 @@ def compare(both: Pair, role: str, confidence: float, margins: Margins | None = 
 
 
 def _acr_row(both: Pair, confidence: float, margins: Margins | None) -> Row:
-    """The interval is of shares of the largest radius that n draws certify, which no difference exceeds."""
-    mine, other, reach = both.first.right_radius, both.second.right_radius, both.first.largest_radius
+    """The interval is of shares of the largest radius that there can be, which no difference exceeds."""
+    mine, other, reach = both.first.right_radius, both.second.right_radius, both.reach
     margin = None if margins is None else margins.acr
     values: Floats = np.clip((mine - other) / reach, -1.0, 1.0)
     return {"quantity": "acr"} | _row(mine, other, values, reach, margin, confidence)

@@ -30,6 +30,12 @@ class Pair:
         return [radius for radius in self.first.radii if radius <= self.first.largest_radius]
 
     @property
+    def reach(self) -> float:
+        """What no radius of a certificate exceeds; adaptive mode gives none but those to report."""
+        largest, adaptive = self.first.largest_radius, self.first.settings["mode"] == "adaptive"
+        return max([*self.radii, 0.0]) or largest if adaptive else largest
+
+    @property
     def middle_radius(self) -> float:
         """The radius in the middle of those that n draws can reach."""
         radii = self.radii or self.first.radii[:1]

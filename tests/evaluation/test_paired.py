@@ -53,6 +53,16 @@ def test_the_images_in_common_are_found_by_their_pixels(tmp_path):
     assert both.second.radius.tolist() == [0.4, 0.0]
 
 
+@pytest.mark.parametrize(("mode", "reach"), [("exact", 0.616), ("adaptive", 0.5)])
+def test_no_radius_exceeds_the_reach(tmp_path, mode, reach):
+    """The largest radius that 1,000 draws certify, or in adaptive mode the largest reported one below it."""
+    rows = [certified(0, 0.5), certified(1, 0.25)]
+    paths = (write_table(tmp_path / f"{n}.tsv", rows, mode=mode, radii=[0.0, 0.25, 0.5, 0.75]) for n in "ab")
+    both = pair(*map(read_certificates, paths))
+    assert both.reach == pytest.approx(reach, abs=1e-3)
+    assert both.radii == [0.0, 0.25, 0.5]
+
+
 def test_nothing_in_common_is_refused(tmp_path):
     first, second = [certified(0, 0.6), certified(1, 0.3)], [certified(1, 0.6), certified(2, 0.3)]
     with pytest.raises(UserError, match=r"1 image\(s\) in common tell nothing"):
