@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from crt.certification.certificate import Certificate
 from crt.certification.smoothing import SmoothedClassifier
 from crt.certification.votes import Precision
@@ -73,22 +75,32 @@ def predict(
         batch_size=batch_size,
     )
     pixels = [decode_image(path, info.spec) for path in images]  # all, before the first is certified
-    certificates = in_turn(
-        (number, certificate)
-        for number, certificate, _ in smoothed.certify_pixels((image, None) for image in pixels)
-    )
+    facts = {"sigma": info.sigma, "alpha": alpha, "seed": f"{smoothed.seed:#x}"}
+    abstained = _print(images, smoothed, pixels, info.spec.classes, facts, json_lines)
+    if said := warning(model, dict(zip(map(image_hash, pixels), abstained, strict=True)), n, alpha):
+        print(said, file=sys.stderr)
+
+
+def _print(
+    images: Sequence[Path],
+    smoothed: SmoothedClassifier,
+    pixels: Sequence[np.ndarray],
+    classes: Sequence[str],
+    facts: dict[str, Any],
+    json_lines: bool,
+) -> list[bool]:
+    """Certify the images, print each answer as soon as it is known, and return which of them abstain."""
     abstained: list[bool] = []
 
-    def noted(found: Iterator[Certificate]) -> Iterator[Certificate]:
-        for certificate in found:
+    def noted() -> Iterator[Certificate]:
+        results = smoothed.certify_pixels((image, None) for image in pixels)
+        for certificate in in_turn((number, certificate) for number, certificate, _ in results):
             abstained.append(certificate.status == "abstained")
             yield certificate
 
-    facts = {"sigma": info.sigma, "alpha": alpha, "seed": f"{smoothed.seed:#x}"}
-    for line in (_json if json_lines else _table)(images, noted(certificates), info.spec.classes, facts):
+    for line in (_json if json_lines else _table)(images, noted(), classes, facts):
         print(line, flush=True)
-    if said := warning(model, dict(zip(map(image_hash, pixels), abstained, strict=True)), n, alpha):
-        print(said, file=sys.stderr)
+    return abstained
 
 
 def _json(
