@@ -194,7 +194,9 @@ class Project:
             return
         with tempfile.TemporaryDirectory() as place:
             with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-                tar.extractall(place, filter="data")
+                # Python before 3.11.4 has no filters.
+                tar.extraction_filter = getattr(tarfile, "data_filter", None)
+                tar.extractall(place)  # noqa: S202
             found = Conf(Path(place) / "conf")
             yield found if (found.folder / CHOICE).is_file() else None
 

@@ -125,7 +125,7 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     assert sorted(ran) == sorted([f"prepare@{drop}", *RETRAINED, *PINNED])
     summary = (bob.root / "summary.md").read_text()
     assert "student@v1.1.0 is pinned" in summary
-    assert "pass:" in summary
+    assert "Gate: pass." in summary
     assert "| results/certify/student.json" in summary
     assert weights(bob, "baseline") == second
     assert json.loads((bob.root / f"results/prepare/{drop}.json").read_text())["unlabelled"] == 150

@@ -5,7 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from results_folder import DROPS, make_results
+
+from crt.evaluation.gate import Margins
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,8 +22,9 @@ def run_stage(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_gate_and_report_stages(tmp_path):
-    make_results(tmp_path)
     text = (ROOT / "params.yaml").read_text()
+    gate = yaml.safe_load(text)["gate"]
+    make_results(tmp_path, margins=Margins(gate["margin"], gate["margins"], gate["acr_margin"]))
     assert all(drop in text for drop in DROPS)
     text = text.replace("against: teacher", "against: baseline").replace(
         "  student: {}\n", "  student: {}\n  baseline: {}\n"
