@@ -24,12 +24,7 @@ from crt.evaluation.betting import decidable_margins, log_capital, lower_bound
 CONFIDENCE, RISK = 0.95, 0.025
 SIZES = (50, 100, 200, 360, 500, 1000, 2000, 5000, 10_000, 50_000)
 DISCORDANT = (0.0, 0.02, 0.05, 0.1, 0.2)  # shares of images that only one of two students certifies
-SPREADS = (
-    0.02,
-    0.05,
-    0.1,
-    0.2,
-)  # standard deviation of the difference of radii, as a share of the largest radius
+SPREADS = (0.02, 0.05, 0.1, 0.2)  # deviation of the difference of radii, as a share of the largest radius
 TEST_SETS = 400
 RESULTS = Path(__file__).parent / "results"
 
@@ -50,7 +45,6 @@ def sizes() -> None:
         ]
         for images in SIZES
     ]
-    lines = [f"| {' | '.join(row)} |" for row in (head, ["--:"] * len(head), *rows)]
     text = (
         "# Which margins a test set can decide\n\n"
         "`benchmarks/gate.py sizes`, confidence 0.95. The smallest margin that an equal student passes with\n"
@@ -60,8 +54,7 @@ def sizes() -> None:
         "(normal) as a share of it. Last column: exact chance that a student passes a margin of 2 points that\n"
         "truly loses 3 % of the certificates and gains 1 %; stated: at most 0.025.\n\n"
     )
-    (RESULTS / "gate.md").write_text(text + "\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    print("\n".join(lines))
+    _write("gate.md", text, [head, ["--:"] * len(head), *rows])
 
 
 def bets() -> None:
@@ -79,15 +72,19 @@ def bets() -> None:
                 [f"{images:,}", f"{share:.0%}", f"{ours:.2f}", f"{learning:.2f}", f"{learning / ours:.2f}"]
             )
     head = ["images", "discordant", "fixed bets", "learning bet", "ratio"]
-    lines = [f"| {' | '.join(row)} |" for row in (head, ["--:"] * len(head), *rows)]
     text = (
         "# Fixed bets and a bet that learns\n\n"
         "`benchmarks/gate.py bets`, confidence 0.95. The margin of certified accuracy, in points, that 80 of\n"
         "100 simulated equal students pass: with the average over fixed bets, and with the predictable plug-in\n"
         "bet of Waudby-Smith and Ramdas (2024), which needs the order in which the images joined the test set.\n\n"
     )
-    (RESULTS / "gate_bets.md").write_text(text + "\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    print("\n".join(lines))
+    _write("gate_bets.md", text, [head, ["--:"] * len(head), *rows])
+
+
+def _write(name: str, text: str, rows: list[list[str]]) -> None:
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    (RESULTS / name).write_text(f"{text}{table}\n", encoding="utf-8", newline="\n")
+    print(table)
 
 
 def learning_bound(values: np.ndarray) -> float:

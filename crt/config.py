@@ -247,9 +247,8 @@ class FetchedTeacher(Section):
         for ref in (self.ref or "", *self.refs):
             if re.match(r"path:(\./)?models/teacher(/|#|$)", ref):
                 raise ValueError(
-                    f"ref {ref!r} is what the teacher stage writes, and DVC removes before it runs: name a "
-                    "copy elsewhere, "
-                    "or a release (registry:...)"
+                    f"ref {ref!r} is what the teacher stage writes, and DVC removes before it runs: "
+                    "name a copy elsewhere, or a release (registry:...)"
                 )
         if self.ref is not None and self.refs:
             raise ValueError("ref and refs are both given: give one model, or the members of an ensemble")
@@ -348,9 +347,8 @@ class Certify(Section):
 class Bank(Section):
     """The teacher's logits, computed once and replayed for every student and every retraining."""
 
-    views: Annotated[
-        int, Field(ge=0)
-    ]  # crops, flips and noises of each image; 0: the teacher runs in every step
+    # Crops, flips and noises of each image; 0: the teacher runs in every step.
+    views: Annotated[int, Field(ge=0)]
     drops: list[str]  # whose bank stages exist
     folder: str  # what the student depends on
     code: str
@@ -390,9 +388,7 @@ class Gate(Section):
     margins: dict[Radius, Share]  # other margins for single radii, keyed by the radius
     acr_margin: NonNegative  # largest acceptable loss of ACR
     max_lost: Share | None  # largest acceptable share of lost certificates, at each radius; null: any
-    class_margin: (
-        Share | None
-    )  # loss of certified accuracy in one class that is warned of; null: no comparison
+    class_margin: Share | None  # loss in one class that is warned of; null: classes are not compared
     confidence: Annotated[float, Field(gt=0.5, lt=1)]  # of the two-sided intervals
 
 

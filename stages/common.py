@@ -74,5 +74,5 @@ def root() -> Path:
 
 
 def resume_root() -> Path:
-    """The folder for what a killed stage goes on from; it outlives the folder of a `dvc exp run --temp`."""
+    """The folder of resume files; it outlives the temporary folder of a `dvc exp run --temp`."""
     return root() / ".work"

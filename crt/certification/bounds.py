@@ -9,9 +9,8 @@ import math
 from scipy.special import ndtr, ndtri
 from scipy.stats import beta, binom
 
-SLACK = (
-    1e-6  # share of alpha that pays for the error of computing it (measured for SciPy's beta quantile: 6e-10)
-)
+# Share of alpha that pays for the error of computing it (measured for SciPy's beta quantile: 6e-10).
+SLACK = 1e-6
 LEAST_ALPHA = 1e-50  # below it that quantile is wrong
 ULPS = 1e-14  # relative error, far above that of SciPy's normal distribution and its inverse
 

@@ -45,8 +45,7 @@ def check_batch_norms(network: nn.Module) -> None:
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise UserError(
                 f"the module {name!r} ({type(module).__name__}) has no running statistics and normalizes "
-                "each image by its "
-                "batch: certify a network with track_running_stats=True"
+                "each image by its batch: certify a network with track_running_stats=True"
             )
 
 
@@ -105,8 +104,7 @@ def check_function(
     if differing > MOST_DIFFERING * count:
         raise UserError(
             f"{differing} of {count} made-up images change their class when batches have {other} images "
-            "instead of "
-            f"{batch_size}: certify a network that rounds less, or in float32"
+            f"instead of {batch_size}: certify a network that rounds less, or in float32"
         )
     return ShapeCheck(count, other, differing)
 

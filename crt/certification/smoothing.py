@@ -234,8 +234,7 @@ def grey_levels(image: Tensor, place: int) -> Pixels:
     if off > OFF_GRID:
         raise UserError(
             f"image {place} has pixels between two grey levels, up to {off:.2g} of one: certificates are of "
-            "8-bit images, "
-            "give (images * 255).round() / 255 in float32"
+            "8-bit images, give (images * 255).round() / 255 in float32"
         )
     return whole.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 

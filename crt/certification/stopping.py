@@ -12,10 +12,8 @@ from crt.certification.giving_up import futile_votes
 
 FIRST_LOOK, GROWTH = 64, 1.05  # looks at the votes, and how much further on the next one is
 LEAST_ADAPTIVE_ALPHA = 1e-12  # the least that the tests hold tables to
-COSTLY, FEW = (
-    0.1,
-    1_000,
-)  # share of n that a radius may take without a warning, and draws that are never worth one
+COSTLY = 0.1  # share of n that a radius may take without a warning
+FEW = 1_000  # draws that are never worth one
 
 
 @dataclass(frozen=True)

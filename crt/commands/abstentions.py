@@ -1,6 +1,5 @@
 """Do the images that are asked about abstain as often as the test set's? If not, the data have changed."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from math import ceil, floor
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import betabinom, binom, fisher_exact
 
 from crt.errors import UserError
@@ -28,7 +26,7 @@ def warning(model: Path, asked: Mapping[str, bool], n: int, alpha: float) -> str
 
     Args:
         model: The model's folder.
-        asked: Whether each image abstained, by the image's hash, in the order asked.
+        asked: Whether each image abstained, by its `pixel_hash`, in the order asked.
         n: The draws per image.
         alpha: The level.
 
@@ -36,11 +34,12 @@ def warning(model: Path, asked: Mapping[str, bool], n: int, alpha: float) -> str
         The sentence; None: no reason, or nothing to compare with.
     """
     model = model.resolve()
-    root, fingerprint = model.parent.parent, model_fingerprint(model)
+    root = model.parent.parent
     try:
         tested = read_certificates(root / "certificates" / f"{model.name}.tsv")
     except UserError:
         return None
+    fingerprint = model_fingerprint(model)
     if tested.settings.get("model_fingerprint") != fingerprint:
         return None
     place = root / ".work" / "requests" / f"{fingerprint[:16]}-{n}-{alpha:g}.json"
@@ -83,19 +82,11 @@ def expected(tested: Certificates, n: int, alpha: float) -> tuple[float, float, 
     with the chance that such an image gets too few of n (beta-binomial law). Where the selected class was
     wrong, nothing may have been drawn, and the image may abstain or not.
     """
-    needed = (
-        int(binom.isf(alpha, n, 0.5)) + 1
-    )  # votes: so many or more have probability alpha at most, if none leads
+    # So many votes, or more, have probability alpha at most if no class leads.
+    needed = int(binom.isf(alpha, n, 0.5)) + 1
     once = tested.once
     votes, draws = tested.n_a[once], tested.n[once]
     drawn = draws > 0
     chances = betabinom.cdf(needed - 1, n, votes[drawn] + 1, draws[drawn] - votes[drawn] + 1)
     least = float(np.sum(chances))
     return least, least + int((~drawn).sum()), len(once.nonzero()[0])
-
-
-def image_hash(pixels: NDArray[np.uint8]) -> str:
-    """What tells images apart: 128 bits of the hash of the pixels, hex."""
-    return hashlib.sha256(f"{pixels.shape} ".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()[
-        :32
-    ]

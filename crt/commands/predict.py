@@ -12,9 +12,9 @@ import numpy as np
 from crt.certification.certificate import Certificate
 from crt.certification.smoothing import SmoothedClassifier
 from crt.certification.votes import Precision
-from crt.commands.abstentions import image_hash, warning
+from crt.commands.abstentions import warning
 from crt.devices import choose_device
-from crt.drops.images import decode_image
+from crt.drops.images import decode_image, pixel_hash
 from crt.drops.layout import first_ten
 from crt.errors import UserError
 from crt.models.checkpoint import load_model
@@ -77,7 +77,7 @@ def predict(
     pixels = [decode_image(path, info.spec) for path in images]  # all, before the first is certified
     facts = {"sigma": info.sigma, "alpha": alpha, "seed": f"{smoothed.seed:#x}"}
     abstained = _print(images, smoothed, pixels, info.spec.classes, facts, json_lines)
-    if said := warning(model, dict(zip(map(image_hash, pixels), abstained, strict=True)), n, alpha):
+    if said := warning(model, dict(zip(map(pixel_hash, pixels), abstained, strict=True)), n, alpha):
         print(said, file=sys.stderr)
 
 

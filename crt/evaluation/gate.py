@@ -26,9 +26,8 @@ class Margins:
     accuracy_at: Mapping[str, float]  # the same for single radii, keyed by the radius
     acr: float  # of ACR, [0,1] pixel units
     lost: float | None = None  # share of the other's certificates at a radius that may be lost; None: any
-    classes: float | None = (
-        None  # of certified accuracy in one class, with a warning; None: classes are not compared
-    )
+    # Of certified accuracy in one class, with a warning; None: classes are not compared.
+    classes: float | None = None
 
     def at(self, radius: float) -> float:
         """The margin of certified accuracy at `radius`."""

@@ -53,8 +53,7 @@ def pair(first: Certificates, second: Certificates, *, common: bool = False) -> 
         first: The one classifier's.
         second: The other's.
         common: Take the images that both have, known by their pixels, and leave the others out, as well as
-        those whose
-            label has changed in between. Else both must be of the same test set.
+            those whose label has changed in between. Else both must be of the same test set.
 
     Raises:
         UserError: one is of an older kind, or settings or images differ; they are named.

@@ -36,8 +36,7 @@ KEYS = {
 
 STAYS = ("preset", "teacher", "student")  # what it had is chosen by name, whatever the default is or will be
 
-# Parameters that it did not have, and what they must be for a stage to do what it did; ...: whatever they
-# are.
+# Parameters that it did not have, and what they must be for a stage to do what it did (...: anything).
 NEW = {
     "data.validation": 0.0,  # nothing is set aside
     "data.near_copies": "list",  # nothing is left out
@@ -46,8 +45,7 @@ NEW = {
     "teacher.trained": ...,  # these two only name stages
     "teacher.fetched": ...,
 }
-# Parameters that a stage had, and that do not matter: runtime.precision decides alone; fetching trains
-# nothing.
+# Parameters that a stage had, and that do not matter: runtime.precision decides, and fetching trains nothing.
 RECIPE = (
     "epochs",
     "batch_size",

@@ -34,30 +34,22 @@ def meaning(results: Results) -> list[str]:
     different = metrics["images"] - metrics["repeated_images"]
     return [
         f"For each certified image, with probability at least 1 − α = {1 - settings['alpha']:.12g} over the "
-        "noise that was "
-        "drawn, the smoothed classifier gives the same class for every change of the image with an l2 norm "
-        "below the radius, "
-        "whatever the attack. Nothing is said of larger changes, of other kinds of change (rotation, blur, a "
-        "sticker, another "
-        "camera), nor that the class is right: certified accuracy counts only certificates of the right "
-        "class.",
+        "noise that was drawn, the smoothed classifier gives the same class for every change of the image "
+        "with an l2 norm below the radius, whatever the attack. Nothing is said of larger changes, of other "
+        "kinds of change (rotation, blur, a sticker, another camera), nor that the class is right: certified "
+        "accuracy counts only certificates of the right class.",
         "On average a share of up to α of the certificates may be wrong. Allowing for that, with "
         "probability 0.999 at least "
         f"{formats.at_least(metrics['certified_accuracy_lower_bound'][radius])} of these "
-        f"{formats.count(different)} different "
-        f"images are truly classified right within radius {radius}. The intervals are for another matter: "
-        "the test set is a sample of "
-        "the images that will be met.",
+        f"{formats.count(different)} different images are truly classified right within radius {radius}. The "
+        "intervals are for another matter: the test set is a sample of the images that will be met.",
         "The certificate is of the classifier as it was run. Network, σ, numeric precision and compilation "
-        "are parts of it: "
-        "deploy it with the settings of its certificates. Its noise is whole multiples of a grey level's "
-        "fraction, and bounds "
-        "are rounded down, so that rounding on the computer is covered. Images are whole grey levels.",
+        "are parts of it: deploy it with the settings of its certificates. Its noise is whole multiples of a "
+        "grey level's fraction, and bounds are rounded down, so that rounding on the computer is covered. "
+        "Images are whole grey levels.",
         "ACR alone misleads. It pays for ever larger radii on easy images, where a p_A close to 1 goes very "
-        "far, pays "
-        "nothing on hard ones, and grows with n. Judge by the certified accuracy at the radii that matter, "
-        "and by the "
-        "distribution of p_A.",
+        "far, pays nothing on hard ones, and grows with n. Judge by the certified accuracy at the radii that "
+        "matter, and by the distribution of p_A.",
     ]
 
 

@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,7 @@ class Results:
     preset: str  # whose settings were used
     roles: list[Role]  # teacher, student, and the baseline when one is pinned
     gate: dict[str, Any]  # results/gate/details.json
-    changed: list[
-        dict[str, str]
-    ]  # certificates/changed.tsv: images with a certificate lost or gained since the baseline
+    changed: list[dict[str, str]]  # certificates/changed.tsv: images that lost or gained a certificate
     data: dict[str, dict[str, Any]]  # results/prepare/<drop>.json, in the order of arrival; the test set last
 
     def role(self, name: str) -> Role:
@@ -101,12 +100,8 @@ def read_json(path: Path, keys: Set[str] = frozenset()) -> dict[str, Any]:
         MissingFileError: It is not there.
         DamagedFileError: It is no JSON object, or lacks a key.
     """
-    try:
+    with _reading(path):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingFileError(f"{path} is missing: make it first", path) from None
-    except ValueError as error:
-        raise _damaged(path, str(error)) from None
     if not isinstance(content, dict):
         raise _damaged(path, "it holds no JSON object")
     if lacking := sorted(keys - content.keys()):
@@ -116,24 +111,26 @@ def read_json(path: Path, keys: Set[str] = frozenset()) -> dict[str, Any]:
 
 def _rows(path: Path) -> list[dict[str, str]]:
     """The rows of a table as text, keyed by the header."""
-    try:
+    with _reading(path):
         return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), delimiter="\t"))
-    except FileNotFoundError:
-        raise MissingFileError(f"{path} is missing: make it first", path) from None
-    except (ValueError, csv.Error) as error:
-        raise _damaged(path, str(error)) from None
 
 
 def _columns(path: Path, delimiter: str = ",") -> Columns:
     """Columns of numbers; an empty cell is NaN."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *rows = csv.reader(file, delimiter=delimiter)
-        columns = zip(*rows, strict=True) if rows else [()] * len(header)
+    with _reading(path), path.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file, delimiter=delimiter)
+        columns = zip(*rows, strict=True) if rows else [()] * len(header)  # pandas would fill a cut row
         return {
             name: [float(cell) if cell else math.nan for cell in cells]
             for name, cells in zip(header, columns, strict=True)
         }
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say what is wrong with the file that is read."""
+    try:
+        yield
     except FileNotFoundError:
         raise MissingFileError(f"{path} is missing: make it first", path) from None
     except (ValueError, csv.Error) as error:

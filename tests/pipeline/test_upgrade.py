@@ -196,7 +196,7 @@ def test_a_second_run_has_nothing_to_do(project):
 
 @pytest.mark.nightly
 def test_what_is_taken_over_is_what_this_version_writes(project):
-    # Else a later change of the test set, which prepares all drops anew, would train the teacher again.
+    # Else a later change of the test set, which prepares all drops again, would train the teacher again.
     lock = (project.root / "dvc.lock").read_text()
     again = [name for name in TAKEN if name.startswith(("prepare", "fetch"))]
     assert sorted(project.stages_run("dvc", "repro", "--force", "--single-item", *again)) == sorted(again)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How project.bundle and storage.tar.xz were made: a project in use, of the version before the stages were cut anew, made with
+# How project.bundle and storage.tar.xz were made: a project in use, of the version before the stages were reorganized, made with
 # that version's own code. Run it only to make them again:
 #
 #     tests/pipeline/upgrade/make_project.sh
