@@ -170,6 +170,18 @@ def pin(
     run(Project(root), what)
 
 
+@app.command(epilog="Example: `crt anchor v1.2.0 --reason 'the first one with the new camera'`.")
+def anchor(
+    version: Annotated[str, typer.Argument(help="A version (v1.2.0), or latest")],
+    reason: Annotated[str, typer.Option(help="Why; every verdict prints it")],
+    root: Root = Path(),
+) -> None:
+    """Choose the release that the gate holds all later ones to, so that small losses do not add up."""
+    from crt.commands.anchor import anchor as run
+
+    run(Project(root), version, reason)
+
+
 @app.command(epilog="Example: `crt generations resnet convnext -S sigma=0.5`.")
 def generations(
     students: Annotated[

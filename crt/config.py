@@ -370,6 +370,29 @@ class Pin(Section):
     ref: str  # a model reference
 
 
+class Anchor(Section):
+    """The release that the gate holds a whole chain of releases to."""
+
+    # registry:student@<version>#sha256=<hash of its certificates>: nothing else of it is read
+    ref: Annotated[str, Field(pattern=r"^registry:[^#]+@[^#@]+#sha256=[0-9a-f]{64}$")]
+    reason: Annotated[str, Field(min_length=1, max_length=300)] | None  # null: the first release of its chain
+
+
+class Anchored(Pin):
+    """The baseline, which the gate compares with, and its anchor."""
+
+    anchor: Anchor
+
+
+def _kind(pin: Any) -> str:
+    has_anchor = "anchor" in pin if isinstance(pin, dict) else isinstance(pin, Anchored)
+    return _ANCHORED if has_anchor else _PIN
+
+
+_PIN, _ANCHORED = "<pin>", "<anchored>"
+AnyPin = Annotated[Annotated[Pin, Tag(_PIN)] | Annotated[Anchored, Tag(_ANCHORED)], Discriminator(_kind)]
+
+
 class Start(Section):
     """Where the student's training starts from."""
 
@@ -389,6 +412,8 @@ class Gate(Section):
     acr_margin: NonNegative  # largest acceptable loss of ACR
     max_lost: Share | None  # largest acceptable share of lost certificates, at each radius; null: any
     class_margin: Share | None  # loss in one class that is warned of; null: classes are not compared
+    # The margins against the anchor, as a multiple of those against the baseline.
+    anchor_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]  # of the two-sided intervals
 
 
@@ -413,7 +438,7 @@ class Config(Section):
     student: Student
     method: MethodSettings
     bank: Bank
-    pinned: dict[Literal["init", "baseline"], Pin]
+    pinned: dict[Literal["init", "baseline"], AnyPin]
     certified: dict[Literal["teacher", "student", "baseline"], dict[str, None]]
     start: Start
     certify: Certify
@@ -452,6 +477,8 @@ class Config(Section):
                 "pinned.baseline, certified.baseline and gate.against do not agree: run `crt pin` to set "
                 "them together"
             )
+        if isinstance(self.pinned.get("init"), Anchored):
+            raise ValueError("pinned.init.anchor is not a known key: only pinned.baseline has an anchor")
         if not {"teacher", "student"} <= self.certified.keys():
             raise ValueError("certified must have teacher and student: restore conf/config.yaml")
         return self
@@ -465,6 +492,9 @@ class Config(Section):
                     f"({', '.join(map(str, self.certify.radii))})"
                 )
         return self
+
+
+_TAGS = (_TRAINED, _FETCHED, _PIN, _ANCHORED)  # no keys, but parts of where pydantic finds an error
 
 
 def validate(raw: Any, source: str) -> Config:
@@ -502,10 +532,7 @@ def _sentence(error: ValidationError) -> str:
     """All findings in one line: `student.lr: must be greater than 0 (got -1)`."""
     parts = []
     for item in error.errors():
-        where = (
-            ".".join(str(part) for part in item["loc"] if part not in (_TRAINED, _FETCHED))
-            or "the configuration"
-        )
+        where = ".".join(str(part) for part in item["loc"] if part not in _TAGS) or "the configuration"
         if item["type"] == "extra_forbidden":
             parts.append(f"{where} is not a known key (a typo?)")
         elif item["type"] == "missing":

@@ -13,7 +13,7 @@ from typing import Any
 from crt.commands import told
 from crt.commands.arrived import Arrived
 from crt.commands.decidable import say_decidable
-from crt.commands.pin import pin_newest
+from crt.commands.pin import pin_newest, said_anchor
 from crt.config import Data
 from crt.datasets.archives import is_archive, unpack
 from crt.drops.copies import KnownImages
@@ -81,6 +81,7 @@ def ingest(project: Project, source: Path, drop: str) -> None:
     arrived.report()
     if pinned is not None:
         print(f"{pinned.tag} is pinned, as baseline and as start of training (`crt pin` chooses another)")
+        print(said_anchor(pinned))
     say_decidable(project)
     show_next(project)
 

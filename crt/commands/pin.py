@@ -1,9 +1,20 @@
 """`crt pin`: choose the release that students are compared with and that their training starts from."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from crt.errors import UserError
+from crt.history import version_of
 from crt.project import Project
 from crt.project.choice import Choice, get
-from crt.project.releases import ARTIFACT, Release, find_release, list_releases
+from crt.project.releases import (
+    ARTIFACT,
+    Release,
+    check_tags,
+    find_release,
+    is_shallow,
+    list_releases,
+)
 from crt.project.takeover import take_over
 from crt.references.fetch import sha256_of
 from crt.references.locate import locate, parse, weights_of
@@ -19,35 +30,63 @@ def pin(project: Project, what: str) -> None:
     """
     take_over(project)
     ref = None if what == "none" else _reference(project, what)
+    release = None if ref is None else _release_of(project, ref)
     choice = project.choice
-    set_pins(choice, ref)
+    set_pins(choice, ref, release.anchor if release else None)
     project.choose(choice)
     print(f"{'nothing' if ref is None else ref} is pinned, as baseline and as start of training")
+    if release:
+        print(said_anchor(release))
     print("next: `dvc repro`, then `git commit` conf/, params.yaml and dvc.lock with the results")
 
 
-def set_pins(choice: Choice, ref: str | None) -> None:
-    """Choose a release in all its roles; None: take that back."""
+def set_pins(choice: Choice, ref: str | None, anchor: Mapping[str, Any] | None = None) -> None:
+    """Choose a release in all its roles, with the anchor of its successors; None: take that back."""
     for path in (("pinned",), ("certified", "baseline"), ("start", "init"), ("gate", "against")):
         choice.drop(path)
     if ref is not None:
-        choice.put(("pinned",), {"init": {"ref": ref}, "baseline": {"ref": ref}})
+        baseline = {"ref": ref} if anchor is None else {"ref": ref, "anchor": dict(anchor)}
+        choice.put(("pinned",), {"init": {"ref": ref}, "baseline": baseline})
         choice.put(("certified", "baseline"), {})
         choice.put(("start", "init"), "init")
         choice.put(("gate", "against"), "baseline")
 
 
 def pin_newest(project: Project, choice: Choice) -> Release | None:
-    """Choose the newest release, unless a reference from elsewhere is pinned; None: that changes nothing."""
+    """Choose the newest release, unless a reference from elsewhere is pinned; None: that changes nothing.
+
+    Raises:
+        UserError: The clone is shallow and lacks releases.
+    """
     refs = {get(choice.values, ("pinned", role, "ref")) for role in ("init", "baseline")}
     current = get(choice.values, ("pinned", "baseline", "ref"))
     if not (project.root / ".git").exists() or (current is not None and not current.startswith(OWN)):
         return None
+    if is_shallow(project):
+        check_tags(project)
     releases = list_releases(project)
     if not releases or refs == {releases[0].ref}:
         return None
-    set_pins(choice, releases[0].ref)
+    set_pins(choice, releases[0].ref, releases[0].anchor)
     return releases[0]
+
+
+def said_anchor(release: Release) -> str:
+    """The anchor that comes with a pinned release, in words."""
+    if release.anchor is None:
+        return f"{release.version} names no certificates, so it has no anchor (`crt anchor` chooses one)"
+    reason = release.anchor["reason"] or "the first of its chain"
+    return f"anchor: {version_of(release.anchor['ref'])} ({reason}; `crt anchor` chooses another)"
+
+
+def _release_of(project: Project, ref: str) -> Release | None:
+    """The release of this repository that a reference names; None: it names another model."""
+    tag = ref.partition("#")[0].removeprefix("registry:")
+    return (
+        next((found for found in list_releases(project) if found.tag == tag), None)
+        if ref.startswith(OWN)
+        else None
+    )
 
 
 def _reference(project: Project, what: str) -> str:

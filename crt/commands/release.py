@@ -7,12 +7,21 @@ import json
 import sys
 from typing import Any, Literal
 
-from crt.config import Config
+from crt.config import Anchored, Config
 from crt.drops.layout import first_ten
 from crt.errors import UserError
+from crt.evaluation.anchor import apart
 from crt.project import Project
 from crt.project.data import has_default_remote
-from crt.project.releases import ARTIFACT, Release, list_releases, next_version, withdrawn_at
+from crt.project.releases import (
+    ARTIFACT,
+    Release,
+    candidates,
+    check_tags,
+    list_releases,
+    next_version,
+    withdrawn_at,
+)
 from crt.project.takeover import take_over
 from crt.report import formats
 from crt.report.load import read_json
@@ -33,6 +42,7 @@ def release(project: Project, bump: Literal["major", "minor", "patch"] = "minor"
     take_over(project)
     config = project.params
     _check_author(project)
+    check_tags(project)
     _check_committed(project)
     _check_up_to_date(project)
     before = list_releases(project)
@@ -45,8 +55,14 @@ def release(project: Project, bump: Literal["major", "minor", "patch"] = "minor"
     if withdrawn := withdrawn_at(project, head):
         raise UserError(f"this commit is {withdrawn}, which was withdrawn: retrain and commit first")
     gate = read_json(project.root / "results/gate/details.json")
-    _check_gate(gate, before, config)
-    found = facts(project, config, gate)
+    begins = _begins(project, before, bump) if gate.get("verdict") == "no baseline" else None
+    if begins is None:
+        _check_gate(gate, before, config)
+    found = facts(project, config, gate) | {
+        "anchor": _anchor(config, gate),
+        "begins": begins,
+        "candidates": _candidates(project, before, config),
+    }
     for old in before:
         if old.facts.get("model_fingerprint") == found["model_fingerprint"]:
             raise UserError(
@@ -61,6 +77,44 @@ def release(project: Project, bump: Literal["major", "minor", "patch"] = "minor"
     if not remote:
         print("its data is on this machine only: `dvc remote add -d NAME URL` and `dvc push` share it")
     _say_next(made)
+
+
+def _begins(project: Project, before: list[Release], bump: str) -> str | None:
+    """Why this release begins a chain, since no other can be compared with it; None: it begins none.
+
+    Raises:
+        UserError: One begins, and its version would not be a major one.
+    """
+    if not before:
+        return None
+    newest, path = before[0], "models/student/model.json"
+    begins = apart(
+        read_json(project.root / path), json.loads(project.read_at(newest.tag, path)), newest.version
+    )
+    if begins is None:
+        return None
+    if bump != "major":
+        raise UserError(
+            f"{begins}, so that this release begins a chain of its own: it takes a new major version, "
+            "`crt release --bump major`"
+        )
+    return begins
+
+
+def _anchor(config: Config, gate: dict[str, Any]) -> dict[str, Any] | None:
+    """The anchor of this release's successors; None: it is the first of a chain, and so the anchor."""
+    pinned = config.pinned.get("baseline")
+    compared = gate.get("anchor") or {"begins": ""}
+    if not isinstance(pinned, Anchored) or compared["begins"] is not None:
+        return None
+    return pinned.anchor.model_dump()
+
+
+def _candidates(project: Project, before: list[Release], config: Config) -> int | None:
+    """How many students were judged against the same baseline, with this one; None: that is not known."""
+    pinned = config.pinned.get("baseline")
+    release = next((old for old in before if pinned is not None and old.ref == pinned.ref), None)
+    return None if release is None else candidates(project, release)
 
 
 def _say_next(tag: str) -> None:

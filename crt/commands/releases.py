@@ -1,17 +1,22 @@
-"""`crt releases`: the versions of the artifact `student`, with their metrics."""
+"""`crt releases`: the versions of the artifact `student`, with their metrics and what they changed."""
 
 import json
 from typing import Any
 
 from crt.commands.tables import as_text
+from crt.config import Anchored
 from crt.errors import UserError
+from crt.history import parse_history, version_of
 from crt.project import Project
-from crt.project.releases import Release, list_releases
+from crt.project.releases import Release, candidates, list_releases
 from crt.report import formats
 
 
 def show_releases(project: Project, *, json_lines: bool = False) -> None:
-    """Print one line per release: version, day, origin, metrics and verdict; `*` marks the pinned one."""
+    """Print one line per release: version, day, origin, metrics and verdict; `*` marks the pinned one.
+
+    Below it stand the anchor in use and how many students the pinned release has been compared with.
+    """
     releases = list_releases(project)
     if not releases and not json_lines:
         print("no release yet: `crt release` makes one of the student in models/")
@@ -24,6 +29,7 @@ def show_releases(project: Project, *, json_lines: bool = False) -> None:
     import pandas as pd
 
     baseline = project.params.pinned.get("baseline")
+    pinned = [baseline is not None and release.ref == baseline.ref for release in releases]
     radii = list(dict.fromkeys(radius for row in rows for radius in row["certified_accuracy"]))
     table = pd.DataFrame(
         {
@@ -33,13 +39,22 @@ def show_releases(project: Project, *, json_lines: bool = False) -> None:
             "architecture": row["arch"] or formats.MISSING,
             "drops": _drops(row["drops"]),
             "ACR": formats.radius(row["acr"]),
+            "since anchor": _since_anchor(row),
             **{f"at {radius}": formats.percent(row["certified_accuracy"].get(radius)) for radius in radii},
             "gate": row["gate"] or formats.MISSING,
         }
         for row in rows
     )
-    table.index = pd.Index(["*" if baseline and row["ref"] == baseline.ref else "" for row in rows])
+    table.index = pd.Index(["*" if one else "" for one in pinned])
     print(as_text(table))
+    if isinstance(baseline, Anchored):
+        reason = baseline.anchor.reason or "the first of its chain"
+        print(f"anchor: {version_of(baseline.anchor.ref)} ({reason}); since anchor: change of ACR from it")
+    for release, one in zip(releases, pinned, strict=True):
+        count = candidates(project, release) if one else None
+        if count:
+            students = "1 student that was" if count == 1 else f"{count} students that were"
+            print(f"{release.version} is the baseline of {students} committed since")
 
 
 def _row(project: Project, release: Release) -> dict[str, Any]:
@@ -59,7 +74,25 @@ def _row(project: Project, release: Release) -> dict[str, Any]:
         "certified_accuracy": metrics.get("certified_accuracy", {}),
         "gate": gate.get("verdict"),
         "baseline": release.facts.get("baseline"),
+        "candidates": release.facts.get("candidates"),
+        **_past(project, release),
     }
+
+
+def _past(project: Project, release: Release) -> dict[str, Any]:
+    """What the release's own entry in its history says of the releases before it; None where it has none."""
+    names = ("change", "anchor", "reason", "since_anchor", "begins")
+    try:
+        text = project.git("show", f"{release.tag}:./results/gate/history.json")
+        found = parse_history(text.encode()).releases[-1].model_dump(include=set(names))
+    except (UserError, ValueError):
+        found = dict.fromkeys(names)
+    return found if release.facts.get("begins") is None else found | {"begins": release.facts["begins"]}
+
+
+def _since_anchor(row: dict[str, Any]) -> str:
+    change = row["since_anchor"]
+    return formats.MISSING if change is None else formats.radius_difference(change["acr"])
 
 
 def _drops(names: list[str]) -> str:
@@ -71,7 +104,7 @@ def _drops(names: list[str]) -> str:
 def _at(project: Project, tag: str, path: str) -> dict[str, Any]:
     """A JSON file as it was when that was released; empty where there was none."""
     try:
-        found = json.loads(project.git("show", f"{tag}:{path}"))
+        found = json.loads(project.git("show", f"{tag}:./{path}"))
     except (UserError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from crt.evaluation.anchor import Anchor
 from crt.evaluation.betting import Floats, decidable_margins, mean_interval
 from crt.evaluation.certificates import Certificates
 from crt.evaluation.classes import compare_classes
@@ -28,10 +29,17 @@ class Margins:
     lost: float | None = None  # share of the other's certificates at a radius that may be lost; None: any
     # Of certified accuracy in one class, with a warning; None: classes are not compared.
     classes: float | None = None
+    anchor_factor: float = 1.0  # the margins against the anchor, as a multiple of these
 
     def at(self, radius: float) -> float:
         """The margin of certified accuracy at `radius`."""
         return self.accuracy_at.get(str(radius), self.accuracy)
+
+    @property
+    def against_anchor(self) -> "Margins":
+        """Those of accuracy and ACR against the anchor; there are no others."""
+        wider = {radius: self.anchor_factor * margin for radius, margin in self.accuracy_at.items()}
+        return Margins(self.anchor_factor * self.accuracy, wider, self.anchor_factor * self.acr)
 
 
 def decide(
@@ -41,6 +49,7 @@ def decide(
     margins: Margins,
     confidence: float,
     classes: Sequence[str] = (),
+    anchor: Anchor | None = None,
 ) -> dict[str, Any]:
     """The verdict and what it rests on.
 
@@ -50,9 +59,10 @@ def decide(
         student: The candidate's certificates.
         baseline: Those of the release in use; None: nothing is decided.
         teacher: The teacher's, which never decide.
-        margins: The largest acceptable losses against the baseline.
+        margins: The largest acceptable losses against the baseline and the anchor.
         confidence: Of the two-sided intervals.
         classes: The classes' names, in the order of the labels; used where classes are compared.
+        anchor: The release that a chain of releases is held to; None: there is none.
 
     Raises:
         UserError: the certificates are not of the same images or settings.
@@ -67,17 +77,35 @@ def decide(
         if both is not None and margins.classes is not None
         else None
     )
-    verdict = overall(rows)
+    held = (
+        compare(anchor.both, "anchor", confidence, margins.against_anchor)
+        if anchor is not None and anchor.both is not None
+        else []
+    )
+    verdict = overall([*rows, *held])
     result = {
         "verdict": verdict,
-        "sentences": sentences(verdict, rows, by_class, share),
+        "sentences": sentences(verdict, rows, held, anchor, by_class, share),
         "images": int(student.once.sum()),
         "confidence": confidence,
         "vs_teacher": _differences(with_teacher) | {"acr_share": share},
     }
     if rows:
         result["vs_baseline"] = _differences(rows)
-    return result | {"classes": by_class, "comparisons": rows + with_teacher}
+    if anchor is not None:
+        result |= _since(anchor, held or ([] if anchor.begins else rows))
+    return result | {"classes": by_class, "comparisons": rows + held + with_teacher}
+
+
+def _since(anchor: Anchor, rows: Sequence[Row]) -> Row:
+    """What is told of the anchor; `rows` compare the student with it."""
+    facts = {
+        "version": anchor.version,
+        "reason": anchor.reason,
+        "images": None if anchor.both is None else len(anchor.both),
+        "begins": anchor.begins,
+    }
+    return {"anchor": facts} | ({"vs_anchor": _differences(rows)} if rows else {})
 
 
 def overall(rows: Sequence[Row]) -> Verdict | Literal["no baseline"]:

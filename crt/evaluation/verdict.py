@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from math import ceil
 from typing import Any, Literal
 
+from crt.evaluation.anchor import Anchor
+
 Verdict = Literal["pass", "fail", "undecided"]
 NAMES = {
     "certified_accuracy": "certified accuracy",
@@ -22,6 +24,8 @@ def judge(interval: tuple[float, float], margin: float) -> Verdict:
 def sentences(
     verdict: str,
     rows: Sequence[dict[str, Any]],
+    held: Sequence[dict[str, Any]],
+    anchor: Anchor | None,
     by_class: dict[str, Any] | None,
     acr_share: float | None,
 ) -> list[str]:
@@ -30,10 +34,14 @@ def sentences(
     Args:
         verdict: Over all rows.
         rows: The comparisons with the baseline.
+        held: Those with the anchor.
+        anchor: The anchor; None: there is none.
         by_class: The comparison of classes; None: there is none.
         acr_share: The student's ACR as a share of the teacher's; None: the teacher's is 0.
     """
-    said = [_verdict_sentence(verdict, rows)]
+    said = [_verdict_sentence(verdict, rows, held)]
+    if anchor is not None:
+        said.append(_anchor_sentence(anchor, held))
     if rows:
         said.append(_decidable_sentence(rows))
     if by_class is not None:
@@ -49,17 +57,45 @@ def sentences(
     return said
 
 
-def _verdict_sentence(verdict: str, rows: Sequence[dict[str, Any]]) -> str:
+def _verdict_sentence(verdict: str, rows: Sequence[dict[str, Any]], held: Sequence[dict[str, Any]]) -> str:
     if verdict == "no baseline":
         return "No baseline is pinned, so there is no release to compare the student with."
     if verdict == "pass":
-        return "The student is no worse than the baseline beyond the margins, in ACR and at every radius."
-    concerned = _in_words([row for row in rows if row["verdict"] == verdict])
+        others = "the baseline and the anchor" if held else "the baseline"
+        return f"The student is no worse than {others} beyond the margins, in ACR and at every radius."
+    concerned = " and ".join(
+        f"than the {role} in {_in_words(some)}"
+        if verdict == "fail"
+        else f"against the {role} in {_in_words(some)}"
+        for role, compared in (("baseline", rows), ("anchor", held))
+        if (some := [row for row in compared if row["verdict"] == verdict])
+    )
     if verdict == "fail":
-        return f"The student is worse than the baseline by more than the margin in {concerned}."
+        return f"The student is worse by more than the margin {concerned}."
     return (
-        f"These images cannot tell whether the student loses more than the margin in {concerned}: add test "
-        "images, or accept wider margins."
+        f"These images cannot tell whether the student loses more than the margin {concerned}: "
+        "add test images, or accept wider margins."
+    )
+
+
+def _anchor_sentence(anchor: Anchor, held: Sequence[dict[str, Any]]) -> str:
+    """What has changed since the anchor, or why that cannot be told."""
+    if anchor.begins is not None:
+        return (
+            "The chain of releases begins again with this student, which cannot be compared with the anchor "
+            f"{anchor.name}: {anchor.begins}."
+        )
+    if anchor.both is None:
+        return f"The baseline is itself the anchor, {anchor.name}."
+    acr = next(row["difference"] for row in held if row["quantity"] == "acr")
+    points = ", ".join(
+        f"{100 * row['difference']:+.1f} at {row['radius']}"
+        for row in held
+        if row["quantity"] == "certified_accuracy"
+    )
+    return (
+        f"Since the anchor {anchor.name} ACR has changed by {acr:+.4f} and certified accuracy by {points} "
+        f"points, on the {len(anchor.both):,} images that both were certified on."
     )
 
 

@@ -13,7 +13,8 @@ from crt.errors import UserError
 Path = tuple[Any, ...]  # keys are strings, but for margins, whose keys may be numbers
 
 HEADER = """\
-# What was chosen. Written by `crt compose`, `crt get-data`, `crt ingest`, `crt drop-data`, `crt pin` and `crt apply`.
+# What was chosen. Written by `crt compose`, `crt get-data`, `crt ingest`, `crt drop-data`, `crt pin`,
+# `crt anchor` and `crt apply`.
 # After an edit by hand, `crt compose` writes params.yaml from it.
 """
 

@@ -4,14 +4,16 @@ A release is one annotated tag, `student@v1.2.0`, on the commit whose dvc.lock n
 message holds the facts as JSON; metrics and parameters are the files of that commit.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from crt.drops.layout import first_ten
 from crt.errors import UserError
+from crt.history import parse_history
 from crt.project.repository import Project
+from crt.references.fetch_dvc import facts_of
 
 ARTIFACT = "student"  # its name in dvc.yaml
 FIRST = "v1.0.0"
@@ -37,6 +39,20 @@ class Release:
         """The model reference that names it in this repository, pinned to its weights' bytes."""
         pin = f"#sha256={self.facts['weights_sha256']}" if "weights_sha256" in self.facts else ""
         return f"registry:{self.tag}{pin}"
+
+    @property
+    def certificates_ref(self) -> str | None:
+        """The reference to its certificates, as an anchor is pinned; None: its tag does not name them."""
+        digest = self.facts.get("certificates_sha256")
+        return None if digest is None else f"registry:{self.tag}#sha256={digest}"
+
+    @property
+    def anchor(self) -> dict[str, Any] | None:
+        """The anchor of its successors: its own, or itself where its chain begins; None: there is none."""
+        anchor = self.facts.get("anchor")
+        if isinstance(anchor, dict):
+            return anchor
+        return None if self.certificates_ref is None else {"ref": self.certificates_ref, "reason": None}
 
 
 def list_releases(project: Project) -> list[Release]:
@@ -67,6 +83,58 @@ def withdrawn_at(project: Project, commit: str) -> str | None:
         if version.commit_hexsha == commit and not version.is_active:
             return str(version.version)
     return None
+
+
+def check_tags(project: Project) -> None:
+    """Refuse a clone that lacks tags of releases, as a shallow one does: its next release would be the first.
+
+    Raises:
+        UserError: The remote that HEAD's branch follows, or else origin, has releases that this clone has
+            not, or the clone is shallow and the remote cannot be asked.
+    """
+    remotes = project.git("remote").split()
+    branch = project.git("branch", "--show-current").strip()
+    follows = project.git("for-each-ref", "--format=%(upstream:remotename)", f"refs/heads/{branch}").strip()
+    remote = follows or ("origin" if "origin" in remotes else "")
+    if not remote:
+        return
+    try:
+        there = project.git("ls-remote", "--tags", "--refs", remote, f"refs/tags/{ARTIFACT}@*")
+    except UserError as error:
+        if is_shallow(project):
+            raise UserError(
+                f"this clone is shallow, and {remote} cannot be asked for the releases that it may lack "
+                f"({error}): `git fetch --unshallow --tags`, then run again"
+            ) from None
+        return  # `git push --atomic` will refuse a version that is there already
+    here = set(project.git("tag", "--list", f"{ARTIFACT}@*").split())
+    lacking = [name for line in there.splitlines() if (name := line.partition("refs/tags/")[2]) not in here]
+    if lacking:
+        raise UserError(
+            f"{remote} has releases that this clone lacks ({first_ten(lacking)}): "
+            "`git fetch --tags`, then run again"
+        )
+
+
+def is_shallow(project: Project) -> bool:
+    """Whether git's history is cut off here."""
+    return project.git("rev-parse", "--is-shallow-repository").strip() == "true"
+
+
+def candidates(project: Project, baseline: Release) -> int | None:
+    """How many students were compared with a release and committed; None: git's history is cut off here."""
+    if is_shallow(project):
+        return None
+    seen = set()
+    name = "results/gate/history.json"
+    for commit in project.git("log", "--format=%H", f"{baseline.commit}..HEAD", "--", name).split():
+        try:
+            last = parse_history(project.git("show", f"{commit}:./{name}").encode()).releases[-1]
+        except (UserError, ValueError):  # removed in that commit, or in conflict
+            continue
+        if last.baseline == baseline.version:
+            seen.add(last.model)
+    return len(seen)
 
 
 def _versions(project: Project, active_only: bool = True) -> list[Any]:
@@ -101,10 +169,5 @@ def find_release(project: Project, version: str) -> Release:
 
 
 def _facts(project: Project, tag: str) -> dict[str, Any]:
-    """The JSON below the first line of the tag's message."""
-    _, _, body = project.git("for-each-ref", "--format=%(contents)", f"refs/tags/{tag}").partition("\n")
-    try:
-        found = json.loads(body.partition("-----BEGIN")[0])  # a signature may follow
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    """What the tag's message says."""
+    return facts_of(project.git("for-each-ref", "--format=%(contents)", f"refs/tags/{tag}"))

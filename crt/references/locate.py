@@ -5,9 +5,12 @@ import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crt.errors import UserError
-from crt.files import replacing
+
+if TYPE_CHECKING:
+    from crt.references.fetch_dvc import Released
 
 FORMS = (
     "path:PLACE",
@@ -104,8 +107,8 @@ def weights_of(place: Path) -> Path:
     return place / WEIGHTS if place.is_dir() else place
 
 
-def copy_pinned(text: str, root: Path, folder: Path, work: Path) -> None:
-    """Copy the model folder that a reference names to `folder`.
+def copy_model(text: str, root: Path, folder: Path, work: Path) -> None:
+    """Copy the model that a reference names into `folder`, which is there.
 
     Raises:
         UserError: See `parse` and `locate`; or it is no model folder.
@@ -113,10 +116,8 @@ def copy_pinned(text: str, root: Path, folder: Path, work: Path) -> None:
     source = locate(parse(text), root, work)
     if not source.is_dir():
         raise UserError(f"model reference {text!r} is a file: name a model folder, with {INFO} and {WEIGHTS}")
-    with replacing(folder) as aside:
-        for name in (INFO, WEIGHTS):
-            shutil.copyfile(source / name, aside / name)
-    discard(work)
+    for name in (INFO, WEIGHTS):
+        shutil.copyfile(source / name, folder / name)
 
 
 def discard(work: Path) -> None:
@@ -164,14 +165,23 @@ def _from_hub(ref: Reference) -> Path:
     return _checked(replace(ref, sha256=ref.sha256 or stated), place)
 
 
-def _from_registry(ref: Reference, root: Path, target: Path) -> Path:
+def release_of(ref: Reference, root: Path) -> "Released":
+    """The version that a reference of the form `registry:` names.
+
+    Raises:
+        UserError: There is no such repository, artifact or version.
+    """
+    from crt.references.fetch_dvc import Released
+
     name, at, version = ref.rest.rpartition("@")
     if not at or ":" in version or "/" in version:  # the @ of git@host:path, or none
         name, version = ref.rest, ""
     repo, _, artifact = name.rpartition(":")
-    if not target.exists():
-        from crt.references.fetch_dvc import get_artifact
+    is_url = "://" in repo or re.match(r"[\w.-]+@[\w.-]+:", repo) is not None
+    return Released(repo if is_url else str((root / repo).resolve()), artifact, version or None)
 
-        is_url = "://" in repo or re.match(r"[\w.-]+@[\w.-]+:", repo) is not None
-        get_artifact(repo if is_url else str((root / repo).resolve()), artifact, version or None, target)
+
+def _from_registry(ref: Reference, root: Path, target: Path) -> Path:
+    if not target.exists():
+        release_of(ref, root).copy(target)
     return _checked(ref, target)

@@ -5,6 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from crt.history import Change
 from crt.report import formats
 from crt.report.figures import Difference, Estimate, Series, bars, difference_chart, line_chart
 from crt.report.load import Results, Role
@@ -153,6 +154,54 @@ def difference_chart_against(results: Results, against: str) -> Markup:
         for row in rows
     ]
     return difference_chart(f"against-{against}", title, "; ".join(said), rows)
+
+
+def history_rows(results: Results) -> list[dict[str, str]]:
+    """The releases before the student and itself, the newest first: what each changed, alone and together."""
+    radius = middle_radius(results.role("student"))
+    return [
+        {
+            "version": entry.version or "this student",
+            "date": entry.date or formats.MISSING,
+            "begins": entry.begins or "",
+            "drops": _drops(entry.drops),
+            "arch": entry.arch,
+            "acr": formats.radius(entry.acr),
+            "accuracy": formats.percent(entry.certified_accuracy.get(radius)),
+            "baseline": entry.baseline or "",
+            "change": _change(entry.change, radius),
+            "anchor": entry.anchor or "",
+            "since_anchor": _change(entry.since_anchor, radius),
+            "verdict": entry.verdict or formats.MISSING,
+            "candidates": "" if entry.candidates is None else str(entry.candidates),
+        }
+        for entry in reversed(results.history.releases)
+    ]
+
+
+def withdrawn_drops(results: Results) -> dict[str, list[str]]:
+    """The drops that are no longer in use, with the releases that were trained on them."""
+    found: dict[str, list[str]] = {}
+    for entry in results.history.releases[:-1]:
+        for drop in entry.drops or []:
+            if drop not in results.data:
+                found.setdefault(drop, []).append(entry.version or formats.MISSING)
+    return found
+
+
+def _change(change: Change | None, radius: str) -> str:
+    """Of ACR and, in points, of certified accuracy at a radius."""
+    if change is None:
+        return formats.MISSING
+    points = change.certified_accuracy.get(radius)
+    told = "" if points is None else f", {formats.points(points)}"
+    return formats.radius_difference(change.acr) + told
+
+
+def _drops(names: Sequence[str] | None) -> str:
+    if not names:
+        return formats.MISSING
+    return names[0] if len(names) == 1 else f"{len(names)}, to {names[-1]}"
 
 
 def training_charts(results: Results) -> list[tuple[str, Legend, Markup]]:

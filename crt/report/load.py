@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crt.errors import DamagedFileError, MissingFileError
+from crt.history import History, read_history
 
 ORDER = ("teacher", "student", "baseline")
 
@@ -54,6 +55,7 @@ class Results:
     roles: list[Role]  # teacher, student, and the baseline when one is pinned
     gate: dict[str, Any]  # results/gate/details.json
     changed: list[dict[str, str]]  # certificates/changed.tsv: images that lost or gained a certificate
+    history: History  # results/gate/history.json: the releases before the student, and itself at the end
     data: dict[str, dict[str, Any]]  # results/prepare/<drop>.json, in the order of arrival; the test set last
 
     def role(self, name: str) -> Role:
@@ -72,7 +74,9 @@ def load_results(root: Path, preset: str, drops: Sequence[str], roles: Iterable[
     data = {name: read_json(prepared / f"{name}.json", PREPARED) for name in (*drops, "test")}
     gate = read_json(root / "results/gate/details.json", GATE)
     changed = _rows(root / "certificates/changed.tsv")
-    return Results(preset, [_role(root, name) for name in ORDER if name in set(roles)], gate, changed, data)
+    history = read_history(root / "results/gate/history.json")
+    present = [_role(root, name) for name in ORDER if name in set(roles)]
+    return Results(preset, present, gate, changed, history, data)
 
 
 def _role(root: Path, name: str) -> Role:

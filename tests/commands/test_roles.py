@@ -47,7 +47,7 @@ def quick(ran: Path, tmp_path: Path) -> Path:
 def pin(root: Path, ref: str | None) -> None:
     project = Project(root)
     chosen = project.choice
-    set_pins(chosen, ref)
+    set_pins(chosen, ref, ref and {"ref": f"{ref}#sha256={'a' * 64}", "reason": None})
     project.choose(chosen)
 
 

@@ -52,6 +52,19 @@ def verdict(project) -> str:
     return json.loads((project.root / "results/gate.json").read_text())["verdict"]
 
 
+def gate(project) -> dict:
+    return json.loads((project.root / "results/gate/details.json").read_text())
+
+
+def past(project) -> list[dict]:
+    """The releases before the student and itself."""
+    return json.loads((project.root / "results/gate/history.json").read_text())["releases"]
+
+
+def is_clean(project) -> bool:
+    return json.loads(project.run("dvc", "status", "--json").stdout) == {}
+
+
 def weights(project, role: str) -> bytes:
     return (project.root / f"models/{role}/model.safetensors").read_bytes()
 
@@ -63,6 +76,20 @@ def clone(project, origin, to):
     for key, value in (("user.name", "bob"), ("user.email", "bob@example.org")):
         other.run("git", "config", key, value)
     return other
+
+
+def add_a_class(project, name: str) -> None:
+    """As docs/data.md has it: a line in classes.txt and images in the test set."""
+    classes = project.root / "data/classes.txt"
+    classes.chmod(0o644)
+    classes.write_text(classes.read_text() + name + "\n")
+    test = next((project.root / "data/test").glob("*.npz"))
+    with np.load(test) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    test.chmod(0o644)
+    np.savez(test, images=np.concatenate([images, 255 - images[:4]]), labels=np.append(labels, [10] * 4))
+    project.run("dvc", "add", "data")
+    project.run("crt", "compose", "data.num_classes=11")
 
 
 @pytest.fixture
@@ -97,7 +124,9 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     assert weights(alice, "init") == weights(alice, "baseline") == first
     assert json.loads((alice.root / "results/student.json").read_text())["warm_start"] is True
     assert verdict(alice) == "pass"
+    assert "The baseline is itself the anchor, v1.0.0 (the first of its chain)." in gate(alice)["sentences"]
     alice.run("crt", "release")
+    assert is_clean(alice), "a release invalidates nothing"
     second = weights(alice, "student")
     alice.run("git", "push", "-qu", "--follow-tags", "origin", "main")
 
@@ -126,6 +155,14 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     summary = (bob.root / "summary.md").read_text()
     assert "student@v1.1.0 is pinned" in summary
     assert "Gate: pass." in summary
+    assert "Since the anchor v1.0.0 (the first of its chain) ACR has changed by" in summary
+    assert {row["against"] for row in gate(bob)["comparisons"]} == {"baseline", "anchor", "teacher"}
+    assert gate(bob)["anchor"]["images"] == 128
+    assert (bob.root / "models/baseline/anchor/certificates.tsv").is_file()
+    assert [release["version"] for release in past(bob)] == ["v1.0.0", "v1.1.0", None]
+    assert all(release["date"] for release in past(bob)[:2])
+    assert [release["drops"][-1] for release in past(bob)] == ["2025-03", "2025-04", drop]
+    assert [release["candidates"] for release in past(bob)] == [None, 1, None]
     assert "| results/certify/student.json" in summary
     assert weights(bob, "baseline") == second
     assert json.loads((bob.root / f"results/prepare/{drop}.json").read_text())["unlabelled"] == 150
@@ -151,7 +188,25 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     assert shown[0]["drops"][-1] == drop
     assert shown[1]["baseline"] == shown[2]["ref"]
     table = alice.run("crt", "releases").stdout.splitlines()
-    assert [line.split()[0] for line in table[1:]] == ["*", "v1.1.0", "v1.0.0"]
+    assert [line.split()[0] for line in table[1:4]] == ["*", "v1.1.0", "v1.0.0"]
+    assert table[4].startswith("anchor: v1.0.0 (the first of its chain)")
+    assert table[5:] == ["v1.2.0 is the baseline of 1 student that was committed since"]
+    assert shown[2]["since_anchor"] is None
+    for row, changes in (
+        (shown[1], [shown[1]["change"]]),
+        (shown[0], [shown[1]["change"], shown[0]["change"]]),
+    ):
+        together = sum(change["acr"] for change in changes)  # all are of the same test images
+        assert row["since_anchor"]["acr"] == pytest.approx(together)
+
+    # Another anchor needs a reason, and nothing else runs for it.
+    without = alice.run("crt", "anchor", "v1.1.0", check=False)
+    assert without.returncode == 2
+    assert "--reason" in without.stderr
+    alice.run("crt", "anchor", "v1.1.0", "--reason", "labels before it were wrong")
+    assert alice.stages_run("dvc", "repro", "gate") == ["fetch@baseline", "gate"]
+    assert "Since the anchor v1.1.0 (labels before it were wrong)" in " ".join(gate(alice)["sentences"])
+    assert "labels before it were wrong" in alice.run("crt", "releases").stdout
 
     # Back to an older release; one that is withdrawn is not pinned again.
     alice.run("crt", "pin", "v1.0.0")
@@ -162,10 +217,14 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     pinned = yaml.safe_load((alice.root / "conf/choice.yaml").read_text())["pinned"]
     assert pinned["baseline"]["ref"] == pinned["init"]["ref"] == shown[1]["ref"]
 
-    # Nothing pinned any more: nothing is left of the release, and the gate and the report know nothing of it.
+    # A new class: no release can be compared any more. Nothing is left of the one that was pinned, and the gate and
+    # the report know nothing of it.
+    add_a_class(alice, "ten")
+    np.savez(tmp_path / "tens.npz", **(digits(alice, 30, 4) | {"labels": np.full(30, 10)}))
+    alice.run("crt", "ingest", str(tmp_path / "tens.npz"), "--drop", "tens")
     alice.run("crt", "pin", "none")
     alice.run("dvc", "repro")
-    alice.commit("nothing is pinned")
+    alice.commit("a new class")
     assert verdict(alice) == "no baseline"
     left = [
         path for path in alice.root.glob("**/*baseline*") if ".dvc" not in path.parts and path.suffix != ".py"
@@ -175,6 +234,27 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     page = (alice.root / "report/index.html").read_text()
     page = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
     assert "aseline" not in re.sub("[Nn]o[ -]baseline( is pinned)?", "", page)
+    assert [release["begins"] for release in past(alice)] == ["no release was pinned"]
+    refused = alice.run("crt", "release", check=False)
+    assert refused.returncode == 1
+    assert "the classes are not those of v1.1.0, so that this release begins a chain" in refused.stderr
+    assert "student@v2.0.0 is registered" in alice.run("crt", "release", "--bump", "major").stdout
+    newest = json.loads(alice.run("crt", "releases", "--json").stdout.splitlines()[0])
+    assert newest["begins"] == "the classes are not those of v1.1.0"
+    alice.run("git", "push", "-q", "--follow-tags", "origin", "main")
+
+    # A machine that has only the last commit does not take its student for the first release.
+    ci = tmp_path / "ci"
+    alice.run("git", "clone", "-q", "--depth", "1", f"file://{tmp_path}/origin.git", str(ci))
+    ci = type(alice)(ci)
+    ci.run("git", "config", "user.name", "ci")
+    ci.run("git", "config", "user.email", "ci@example.org")
+    refused = ci.run("crt", "release", check=False)
+    assert refused.returncode == 1
+    assert "origin has releases that this clone lacks (student@v1.0.0," in refused.stderr
+    assert ci.run("git", "tag").stdout == ""
+    ci.run("git", "fetch", "-q", "--tags")
+    assert "v2.0.0" in ci.run("crt", "releases").stdout
 
 
 def test_two_who_ingest_at_once(alice, tmp_path):

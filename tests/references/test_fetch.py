@@ -10,7 +10,8 @@ from http_server import in_turn, serve, server, slowly
 from crt.errors import UserError
 from crt.references import fetch
 from crt.references.fetch import download
-from crt.references.locate import copy_pinned, locate, parse
+from crt.references.locate import locate, parse
+from crt.references.pinned import copy_pinned
 
 CONTENT = b"\x80\x02" + np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

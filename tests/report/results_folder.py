@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 from certificate_tables import from_votes, misclassified, write_table
 
+from crt.evaluation.anchor import Anchor
 from crt.evaluation.certificates import read_certificates
+from crt.evaluation.chain import candidate, continued, entry
 from crt.evaluation.changed import changed_images
 from crt.evaluation.gate import Margins, decide
 from crt.evaluation.metrics import MetricFiles, write_metrics
 from crt.evaluation.paired import pair
-from crt.files import write_json
+from crt.files import write_json, write_text
+from crt.history import History
 
 DROPS = ["2025-01", "2025-02", "2025-03"]
 CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -84,9 +87,15 @@ def make_results(
     images: int = 360,
     classes: Sequence[str] = CLASSES,
     margins: Margins = Margins(0.02, {}, 0.01),  # noqa: B008
+    past: History | None = None,
+    trained_on: Sequence[str] = DROPS,
     **settings: Any,
 ) -> Path:
-    """Write all files that the report reads; `student` and `baseline` are qualities, None: no baseline is pinned."""
+    """Write all files that the report reads.
+
+    `student` and `baseline` are qualities, None: no baseline is pinned. `past` is the baseline's history, which then
+    is the anchor too; None: it has none.
+    """
     certificates, results = root / "certificates", root / "results"
     write_table(certificates / "teacher.tsv", rows(2.3, images, 1), **settings)
     write_table(certificates / "student.tsv", rows(student, images, 2), **settings)
@@ -103,7 +112,10 @@ def make_results(
         )
         write_metrics(certificates / f"{role}.tsv", role, files)
     tables = {role: read_certificates(certificates / f"{role}.tsv") for role in roles}
-    gate = decide(tables["student"], tables.get("baseline"), tables["teacher"], margins, 0.95, classes)
+    anchor = Anchor("v1.0.0", "the <best>") if past is not None else None
+    gate = decide(
+        tables["student"], tables.get("baseline"), tables["teacher"], margins, 0.95, classes, anchor
+    )
     write_json(results / "gate/details.json", gate)
     changed = changed_images(pair(tables["student"], tables["baseline"]) if "baseline" in tables else None)
     changed.to_csv(certificates / "changed.tsv", sep="\t", index=False)
@@ -116,6 +128,14 @@ def make_results(
     }
     for role in roles:
         write_json(root / "models" / role / "model.json", models[role])
+    before, version = past, None
+    if baseline is not None:
+        version, begins = "v1.0.0", "it was released without a history"
+        before = past or continued(
+            None, entry(tables["baseline"], models["baseline"], version=version, begins=begins)
+        )
+    last = candidate(tables["student"], models["student"], trained_on, gate, version)
+    write_text(results / "gate/history.json", continued(before, last).model_dump_json(indent=2) + "\n")
     for role, parameters in (("teacher", 271_000), ("student", 11_170_000)):
         training = {
             "noisy_accuracy": 0.9,

@@ -31,13 +31,15 @@ def test_gate_and_report_stages(tmp_path):
     )
     text = text.replace("pinned: {}", "pinned:\n  baseline:\n    ref: registry:student@v1.0.0")
     (tmp_path / "params.yaml").write_text(text)
-    details = tmp_path / "results/gate/details.json"
-    expected = details.read_bytes()
+    details, history = (tmp_path / "results/gate" / name for name in ("details.json", "history.json"))
+    expected, past = details.read_bytes(), history.read_bytes()
     details.unlink()
+    history.unlink()
 
     gate = run_stage("gate", tmp_path)
     assert gate.returncode == 0, gate.stderr
     assert details.read_bytes() == expected
+    assert history.read_bytes() == past
     assert json.loads(expected)["sentences"][0] in gate.stdout
 
     report = run_stage("report", tmp_path)

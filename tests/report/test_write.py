@@ -12,6 +12,7 @@ from results_folder import CLASSES, DROPS, ROLES, make_results
 import crt.report
 from crt.errors import UserError
 from crt.evaluation.gate import Margins
+from crt.history import Entry, History
 from crt.report import formats
 from crt.report.write import write_report
 
@@ -166,6 +167,36 @@ def test_lost_certificates_and_classes_are_shown(tmp_path):
     )
 
 
+def test_the_history_shows_what_all_releases_changed(tmp_path):
+    known = dict.fromkeys(Entry.model_fields) | {
+        "arch": "resnet18", "sigma": 0.25, "acr": 0.4, "certified_accuracy": {"0.25": 0.8}, "verdict": "pass",
+    }  # fmt: skip
+    change = {"acr": -0.004, "certified_accuracy": {"0.25": -0.013}}
+    entries = [
+        known | {"version": "v1.0.0", "date": "2025-01-06", "drops": ["2024-12"], "begins": "a <new> class"},
+        known | {"version": "v1.1.0", "date": "2025-02-03", "drops": ["2024-12", "2025-01"]}
+        | {"baseline": "v1.0.0", "change": change, "anchor": "v1.0.0", "since_anchor": change, "candidates": 3},
+    ]  # fmt: skip
+    past = History.model_validate({"format": 1, "releases": entries})
+    root = make_results(tmp_path, past=past)
+    write_report(root, "digits", DROPS, ROLES, root / "report")
+    page = (root / "report/index.html").read_text()
+    text = Page(page).text
+    section = text[text.index("History") : text.index("Training loss")]
+    places = [
+        section.index(version) for version in ("this student", "v1.1.0 2025-02-03", "v1.0.0 2025-01-06")
+    ]
+    assert places == sorted(places)
+    assert "−0.004, −1.3 v1.0.0 −0.004, −1.3 v1.0.0 pass candidate 3" in section
+    assert "The chain begins with v1.0.0: a <new> class." in section
+    assert "<new>" not in page
+    assert "The drop 2024-12 is no longer in use; v1.0.0, v1.1.0 were trained on it." in section
+    gate = json.loads((root / "results/gate/details.json").read_text())
+    assert f"{gate['vs_anchor']['acr']:+.3f}".replace("-", "−") in section
+    assert "The baseline is itself the anchor, v1.0.0 (the <best>)." in text
+    assert "<best>" not in (root / "report/MODEL_CARD.md").read_text()
+
+
 def test_adaptive_mode_and_warnings_are_said(tmp_path):
     root = make_results(tmp_path, mode="adaptive", warnings=["the model was trained with sigma 0.5"])
     write_report(root, "digits", DROPS, ROLES, root / "report")
@@ -207,7 +238,7 @@ def test_a_fetched_teacher_has_no_training_log(tmp_path):
 
 
 def test_results_of_a_removed_drop_are_left_out(tmp_path):
-    root = make_results(tmp_path)
+    root = make_results(tmp_path, trained_on=DROPS[:2])
     write_report(root, "digits", DROPS[:2], ROLES, root / "report")
     assert DROPS[2] not in (root / "report/index.html").read_text()
 
@@ -250,6 +281,8 @@ def test_the_model_card_has_all_sections(written):
         ("results/student/training.tsv", "epoch\tloss\n1\n", "is damaged"),
         ("results/prepare/2025-02.json", None, "is missing"),
         ("certificates/changed.tsv", None, "is missing"),
+        ("results/gate/history.json", None, "is missing"),
+        ("results/gate/history.json", '{"format": 2}', "is no history of releases"),
     ],
 )
 def test_missing_and_damaged_results(tmp_path, path, content, says):
