@@ -417,6 +417,12 @@ class Gate(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1)]  # of the two-sided intervals
 
 
+class Report(Section):
+    """What the report shows."""
+
+    images: bool  # images of the test set
+
+
 class Runtime(Section):
     """Where and with which numerics stages compute. Only precision and compile can change results by more than chance."""
 
@@ -443,6 +449,7 @@ class Config(Section):
     start: Start
     certify: Certify
     gate: Gate
+    report: Report
     runtime: Runtime
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from common import resume_root, run_on_all_devices
 
 from crt.certification.run import certify_store
 from crt.config import Config
-from crt.data.store import open_store, open_validation
+from crt.data.store import open_split
 from crt.models.checkpoint import load_model, model_fingerprint
 
 
@@ -15,12 +15,11 @@ def main(config: Config) -> None:
     role = sys.argv[1]
     folder = Path("models") / role
     model, info = load_model(folder)
-    opened = open_store if config.certify.split == "test" else open_validation
     certify_store(
         model,
         info,
         model_fingerprint(folder),
-        opened(Path(config.certify.images)),
+        open_split(Path(config.certify.images), config.certify.split),
         config.certify,
         Path("certificates") / f"{role}.tsv",
         resume_root() / "certificates",

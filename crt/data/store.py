@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -161,6 +161,11 @@ def open_validation(folder: Path) -> ValidationSplit:
         validation=np.ones(len(chosen), bool),
         image_names=names,
     )
+
+
+def open_split(folder: Path, split: Literal["test", "validation"]) -> Store:
+    """The images of a split: a prepared test set, or what the prepared drops in `folder` set aside."""
+    return open_store(folder) if split == "test" else open_validation(folder)
 
 
 def open_store(path: Path) -> Store:

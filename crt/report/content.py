@@ -12,6 +12,8 @@ from crt.report.load import Results, Role
 
 Legend = list[tuple[str, str]]  # kind of line, its name
 
+SHOWN = 8  # images in a group of the gallery
+
 SETTING_NAMES = {
     "sigma": "σ",
     "mode": "certification mode",
@@ -154,6 +156,39 @@ def difference_chart_against(results: Results, against: str) -> Markup:
         for row in rows
     ]
     return difference_chart(f"against-{against}", title, "; ".join(said), rows)
+
+
+def gallery(results: Results) -> list[dict[str, Any]]:
+    """Test images by what the student's certificate says: title, and of each image number, class and certificate."""
+    classes = results.role("student").model["classes"]
+    certified = [row for row in results.certificates if row["status"] == "certified"]
+    right = sorted((row for row in certified if row["correct"] == "1"), key=_radius)
+    others = [row for row in results.certificates if row["status"] != "abstained" and row["correct"] != "1"]
+    groups = {
+        "Most robust": right[: -SHOWN - 1 : -1],
+        "Least robust of those that are right": right[:SHOWN],
+        "Taken for another class, largest radius first": sorted(others, key=_radius, reverse=True)[:SHOWN],
+        "Abstained": [row for row in results.certificates if row["status"] == "abstained"][:SHOWN],
+    }
+    return [
+        {"title": title, "shown": [_shown(row, classes) for row in rows]} for title, rows in groups.items()
+    ]
+
+
+def _radius(row: Mapping[str, str]) -> float:
+    """Of an image's certificate; 0: none was drawn for."""
+    return float(row["radius"] or 0)
+
+
+def _shown(row: Mapping[str, str], classes: Sequence[str]) -> dict[str, str]:
+    said = (
+        []
+        if row["correct"] == "1" or row["status"] == "abstained"
+        else [f"as {classes[int(row['predict'])]}"]
+    )
+    said += [f"radius {formats.radius(_radius(row))}"] if row["status"] == "certified" else []
+    label = int(row["label"])
+    return {"idx": row["idx"], "name": classes[label], "said": ", ".join(said)}
 
 
 def history_rows(results: Results) -> list[dict[str, str]]:

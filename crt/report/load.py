@@ -1,7 +1,6 @@
 """Gathering what the report shows from the pipeline's result files."""
 
 import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -29,6 +28,8 @@ MODEL = {
     "arch", "channels", "classes", "data_fingerprint", "image_size", "method", "resize", "seed", "teacher_fingerprint", "versions",
 }  # fmt: skip
 GATE = {"comparisons", "confidence", "images", "sentences", "vs_teacher", "verdict"}
+CERTIFICATES = {"idx", "label", "predict", "radius", "correct", "status"}
+CHANGED = {"image", "name", "label", "lost_at", "gained_at", "student_radius", "other_radius"}
 PREPARED = {"classes", "duplicates", "images", "skipped", "unlabelled"}
 
 
@@ -54,6 +55,7 @@ class Results:
     preset: str  # whose settings were used
     roles: list[Role]  # teacher, student, and the baseline when one is pinned
     gate: dict[str, Any]  # results/gate/details.json
+    certificates: list[dict[str, str]]  # certificates/student.tsv
     changed: list[dict[str, str]]  # certificates/changed.tsv: images that lost or gained a certificate
     history: History  # results/gate/history.json: the releases before the student, and itself at the end
     data: dict[str, dict[str, Any]]  # results/prepare/<drop>.json, in the order of arrival; the test set last
@@ -73,10 +75,11 @@ def load_results(root: Path, preset: str, drops: Sequence[str], roles: Iterable[
     prepared = root / "results/prepare"
     data = {name: read_json(prepared / f"{name}.json", PREPARED) for name in (*drops, "test")}
     gate = read_json(root / "results/gate/details.json", GATE)
-    changed = _rows(root / "certificates/changed.tsv")
+    certificates = _rows(root / "certificates/student.tsv", CERTIFICATES)
+    changed = _rows(root / "certificates/changed.tsv", CHANGED)
     history = read_history(root / "results/gate/history.json")
     present = [_role(root, name) for name in ORDER if name in set(roles)]
-    return Results(preset, present, gate, changed, history, data)
+    return Results(preset, present, gate, certificates, changed, history, data)
 
 
 def _role(root: Path, name: str) -> Role:
@@ -113,10 +116,14 @@ def read_json(path: Path, keys: Set[str] = frozenset()) -> dict[str, Any]:
     return content
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table as text, keyed by the header."""
-    with _reading(path):
-        return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), delimiter="\t"))
+def _rows(path: Path, columns: Set[str]) -> list[dict[str, str]]:
+    """The rows of a table as text, keyed by the header, which has `columns`."""
+    with _reading(path), path.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file, delimiter="\t")
+        table = [dict(zip(header, row, strict=True)) for row in rows]
+    if lacking := sorted(columns - set(header)):
+        raise _damaged(path, f"it lacks {', '.join(lacking)}")
+    return table
 
 
 def _columns(path: Path, delimiter: str = ",") -> Columns:

@@ -1,3 +1,5 @@
+import base64
+import io
 import json
 import math
 import re
@@ -6,7 +8,11 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
+from prepared_drops import store_of
 from results_folder import CLASSES, DROPS, ROLES, make_results
 
 import crt.report
@@ -16,6 +22,7 @@ from crt.history import Entry, History
 from crt.report import formats
 from crt.report.write import write_report
 
+TEST_SET = store_of(np.random.default_rng(0).integers(0, 256, (360, 8, 8, 1), np.uint8))
 TEMPLATES = Path(crt.report.__file__).parent
 VOID = {"meta", "path", "circle", "rect", "br", "img", "link", "input", "hr"}
 
@@ -55,7 +62,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
     root = make_results(tmp_path_factory.mktemp("results"))
-    write_report(root, "digits", DROPS, ROLES, root / "report")
+    write_report(root, "digits", DROPS, ROLES, root / "report", TEST_SET)
     return root
 
 
@@ -85,11 +92,12 @@ def test_the_table_shows_the_metrics_of_all_three(written, page):
 
 
 def test_nothing_is_loaded_from_anywhere(written, page):
-    html = (written / "report/index.html").read_text()
+    html = re.sub(r'"data:image/png;base64,[^"]*"', '""', (written / "report/index.html").read_text())
     assert not re.search(r"https?:|url\(|@import|//", html)
     for tag, attributes in page.tags:
-        assert tag not in {"script", "link", "img", "iframe", "object", "embed"}
-        assert not {"src", "href", "xlink:href", "srcset", "action"} & set(attributes)
+        assert tag not in {"script", "link", "iframe", "object", "embed"}
+        assert not {"href", "xlink:href", "srcset", "action"} & set(attributes)
+        assert ("src" in attributes) == (tag == "img")
         assert not any(name.startswith("on") for name in attributes)
 
 
@@ -111,7 +119,7 @@ def test_every_table_has_headers(page):
 
 
 def test_the_same_results_give_the_same_bytes(written, tmp_path):
-    write_report(written, "digits", DROPS, ROLES, tmp_path)
+    write_report(written, "digits", DROPS, ROLES, tmp_path, TEST_SET)
     for name in ("index.html", "MODEL_CARD.md"):
         assert (tmp_path / name).read_bytes() == (written / "report" / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["MODEL_CARD.md", "index.html"]
@@ -165,6 +173,51 @@ def test_lost_certificates_and_classes_are_shown(tmp_path):
     assert text.index("Classes, student against baseline") < text.index(
         f"{worst['class']} {worst['images']} "
     )
+
+
+def pictures(html: str) -> dict[str, np.ndarray]:
+    """The pictures of a page by what stands beside them, grey."""
+    found = {}
+    for tag, attributes in Page(html).tags:
+        if tag == "img":
+            content = base64.b64decode(attributes["src"].split(",")[1])
+            found[attributes["alt"]] = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
+    return found
+
+
+def test_the_images_that_certificates_speak_of_are_shown(written):
+    shown = pictures((written / "report/index.html").read_text())
+    table = pd.read_csv(written / "certificates/student.tsv", sep="\t")
+    right = table[table.correct == 1].sort_values("radius", ascending=False)
+    wrong, abstained = table[table.status == "misclassified"], table[table.status == "abstained"]
+    changed = pd.read_csv(written / "certificates/changed.tsv", sep="\t")
+    for number in [
+        *right.idx[:8],
+        *right.idx[-8:],
+        *wrong.idx[:8],
+        *abstained.idx[:8],
+        changed.image.iloc[0],
+    ]:
+        label = CLASSES[table.label[number]]
+        assert (shown[f"Test image {number}, {label}"] == TEST_SET.images[number, :, :, 0]).all()
+    text = Page((written / "report/index.html").read_text()).text
+    assert f"as {CLASSES[wrong.predict.iloc[0]]}" in text
+
+
+def test_a_report_without_images(written, tmp_path):
+    write_report(written, "digits", DROPS, ROLES, tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert "<img" not in page
+    assert "Test images" not in Page(page).text
+    assert "Certificates lost and gained" in Page(page).text
+
+
+def test_photos_are_shown_small(written, tmp_path):
+    photos = store_of(np.random.default_rng(0).integers(0, 256, (360, 224, 224, 3), np.uint8))
+    write_report(written, "digits", DROPS, ROLES, tmp_path, photos)
+    page = tmp_path / "index.html"
+    assert {picture.shape for picture in pictures(page.read_text()).values()} == {(96, 96)}
+    assert page.stat().st_size < 2_000_000
 
 
 def test_the_history_shows_what_all_releases_changed(tmp_path):
@@ -281,6 +334,8 @@ def test_the_model_card_has_all_sections(written):
         ("results/student/training.tsv", "epoch\tloss\n1\n", "is damaged"),
         ("results/prepare/2025-02.json", None, "is missing"),
         ("certificates/changed.tsv", None, "is missing"),
+        ("certificates/student.tsv", "idx\tlabel\n0\t1\n", "lacks correct, "),
+        ("certificates/changed.tsv", "image\tname\n0\n", "is damaged"),
         ("results/gate/history.json", None, "is missing"),
         ("results/gate/history.json", '{"format": 2}', "is no history of releases"),
     ],
