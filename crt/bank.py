@@ -25,7 +25,7 @@ from crt.errors import UserError
 from crt.files import replacing, replacing_file, write_json
 from crt.methods.base import Batch, Teacher
 from crt.models.checkpoint import model_fingerprint
-from crt.training.augment import Moves, augment, draw
+from crt.training.augment import Moves, augment, draw_moves
 from crt.training.fit import load_teacher
 from crt.training.resume import resume_folder
 from crt.training.seeds import derive_seed
@@ -69,7 +69,7 @@ class View:
         """The drop's view of this number, from 0."""
         drop = int(store.fingerprint[:15], 16)
         generator = torch.Generator().manual_seed(derive_seed(seed, "view", drop, number))
-        moves = draw(len(store), how.crop_padding, how.crop_area, how.flip, generator)
+        moves = draw_moves(len(store), how.crop_padding, how.crop_area, how.flip, generator)
         return cls(store, moves, derive_seed(seed, "view noise", drop, number), how.crop_padding)
 
     def noise(self, rows: Tensor, device: torch.device) -> Tensor:

@@ -187,7 +187,7 @@ class Recipe(Section):
         return self
 
 
-class Teacher(Recipe):
+class TrainedTeacher(Recipe):
     """The robust network that is transferred from."""
 
     drop: str  # the drop it is trained on
@@ -196,7 +196,7 @@ class Teacher(Recipe):
     method: MethodSettings
 
     @model_validator(mode="after")
-    def _trains_on_its_drop(self) -> "Teacher":
+    def _trains_on_its_drop(self) -> "TrainedTeacher":
         if self.trained != [self.drop]:
             raise ValueError(
                 f"trained is {self.trained} but drop is {self.drop!r}: set teacher.drop, trained follows "
@@ -205,7 +205,7 @@ class Teacher(Recipe):
         return self
 
     @model_validator(mode="after")
-    def _no_teacher_of_its_own(self) -> "Teacher":
+    def _no_teacher_of_its_own(self) -> "TrainedTeacher":
         if self.method.name == "crt":
             raise ValueError("a teacher has no teacher of its own: choose another teacher.method than crt")
         if self.method.name == "catrs" and self.method.votes_from == "teacher":
@@ -266,7 +266,8 @@ def _origin(teacher: Any) -> str:
 
 _TRAINED, _FETCHED = "<trained>", "<fetched>"  # no key of params.yaml looks like that
 AnyTeacher = Annotated[
-    Annotated[Teacher, Tag(_TRAINED)] | Annotated[FetchedTeacher, Tag(_FETCHED)], Discriminator(_origin)
+    Annotated[TrainedTeacher, Tag(_TRAINED)] | Annotated[FetchedTeacher, Tag(_FETCHED)],
+    Discriminator(_origin),
 ]
 
 
@@ -370,7 +371,7 @@ class Pin(Section):
     ref: str  # a model reference
 
 
-class Anchor(Section):
+class AnchorPin(Section):
     """The release that the gate holds a whole chain of releases to."""
 
     # registry:student@<version>#sha256=<hash of its certificates>: nothing else of it is read
@@ -381,7 +382,7 @@ class Anchor(Section):
 class Anchored(Pin):
     """The baseline, which the gate compares with, and its anchor."""
 
-    anchor: Anchor
+    anchor: AnchorPin
 
 
 def _kind(pin: Any) -> str:

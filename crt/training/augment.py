@@ -48,7 +48,9 @@ class Moves:
         )
 
 
-def draw(count: int, crop_padding: int, crop_area: float, flip: bool, generator: torch.Generator) -> Moves:
+def draw_moves(
+    count: int, crop_padding: int, crop_area: float, flip: bool, generator: torch.Generator
+) -> Moves:
     """Random moves for `count` images.
 
     Args:

@@ -17,7 +17,7 @@ from torch import Tensor
 from crt.data.store import Shards, Store
 from crt.errors import UserError
 from crt.methods.base import Batch
-from crt.training.augment import Moves, augment, draw
+from crt.training.augment import Moves, augment, draw_moves
 from crt.training.seeds import derive_seed
 
 RESIDENT_SHARE = 0.5  # of the device's free memory; more than that stays on disk
@@ -120,7 +120,7 @@ class Batches:
         order = self._used[torch.randperm(self.count, generator=generator)[: self.steps * self.batch_size]]
         if self._moves is not None:
             return order, self._moves(order, epoch)
-        return order, draw(len(order), self._crop_padding, self._crop_area, self._flip, generator)
+        return order, draw_moves(len(order), self._crop_padding, self._crop_area, self._flip, generator)
 
     def _raw(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
         """uint8 [B, H, W, C] on the device for each tensor of indices."""

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from crt.config import Augment, Config, MethodSettings, Recipe, Runtime, Teacher
+from crt.config import Augment, Config, MethodSettings, Recipe, Runtime, TrainedTeacher
 from crt.data.statistics import mean_and_std
 from crt.data.store import Store, open_store
 from crt.devices import choose_device
@@ -75,7 +75,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Start:
+class WarmStart:
     """The model that training starts from and, where the method can, holds on to; and the recipe for that.
 
     A model of another architecture is no start.
@@ -113,7 +113,7 @@ class Job:
     method: MethodSettings
     drops: Sequence[Path]
     teacher: Path | None
-    start: Start | None
+    start: WarmStart | None
     banks: Sequence[Path] | None
     augment: Augment
     sigma: float
@@ -142,7 +142,7 @@ def teacher_job(config: Config, drop: Path) -> Job:
         UserError: The configuration's teacher is fetched.
     """
     recipe = config.teacher
-    if not isinstance(recipe, Teacher):
+    if not isinstance(recipe, TrainedTeacher):
         raise UserError("the configuration's teacher is fetched, not trained: choose one with a method")
     return _job("teacher", config, recipe, recipe.method, [drop])
 
@@ -166,7 +166,7 @@ def student_job(
     """
     recipe = config.student
     shorter = {"epochs": recipe.init_epochs, "lr": recipe.init_lr, "warmup_epochs": 0}
-    start = None if init is None else Start(init, recipe.model_copy(update=shorter))
+    start = None if init is None else WarmStart(init, recipe.model_copy(update=shorter))
     return _job("student", config, recipe, config.method, drops, teacher, start, banks)
 
 
@@ -177,7 +177,7 @@ def _job(
     method: MethodSettings,
     drops: Sequence[Path],
     teacher: Path | None = None,
-    start: Start | None = None,
+    start: WarmStart | None = None,
     banks: Sequence[Path] | None = None,
 ) -> Job:
     shared = (config.data.augment, config.sigma, config.seed, config.runtime)

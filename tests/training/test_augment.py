@@ -6,7 +6,7 @@ import torchvision.transforms.v2.functional as TF
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crt.training.augment import Moves, augment, draw
+from crt.training.augment import Moves, augment, draw_moves
 
 
 def images(count: int, size: int, channels: int = 3) -> torch.Tensor:
@@ -19,7 +19,7 @@ def test_a_resized_crop_is_the_box_resized(size, area, flip, seed):
     """Boxes that begin and end between pixels, against an affine map in float64 written out."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    moves = draw(3, 0, area, flip, generator)
+    moves = draw_moves(3, 0, area, flip, generator)
     batch = images(3, size)
     out = augment(batch, 0, moves)
     assert out.shape == (3, 3, size, size)
@@ -70,7 +70,7 @@ def test_the_whole_image_stays_as_it_is():
 
 
 def test_boxes_have_the_areas_and_ratios_asked_for_and_lie_inside():
-    moves = draw(20_000, 0, 0.3, True, torch.Generator().manual_seed(0))
+    moves = draw_moves(20_000, 0, 0.3, True, torch.Generator().manual_seed(0))
     top, left, height, width = moves.box
     assert (top >= 0).all()
     assert (left >= 0).all()
@@ -90,6 +90,6 @@ def test_boxes_have_the_areas_and_ratios_asked_for_and_lie_inside():
 
 
 def test_moves_are_cut_and_joined():
-    moves = draw(10, 2, 0.5, True, torch.Generator().manual_seed(1))
+    moves = draw_moves(10, 2, 0.5, True, torch.Generator().manual_seed(1))
     again = Moves.join([moves[:3], moves[3:]])
     assert all(torch.equal(getattr(again, part), getattr(moves, part)) for part in ("shift", "flip", "box"))
