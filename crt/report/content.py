@@ -180,7 +180,7 @@ def _radius(row: Mapping[str, str]) -> float:
     return float(row["radius"] or 0)
 
 
-def _shown(row: Mapping[str, str], classes: Sequence[str]) -> dict[str, str]:
+def _shown(row: Mapping[str, str], classes: Sequence[str]) -> dict[str, Any]:
     said = (
         []
         if row["correct"] == "1" or row["status"] == "abstained"
@@ -188,7 +188,22 @@ def _shown(row: Mapping[str, str], classes: Sequence[str]) -> dict[str, str]:
     )
     said += [f"radius {formats.radius(_radius(row))}"] if row["status"] == "certified" else []
     label = int(row["label"])
-    return {"idx": row["idx"], "name": classes[label], "said": ", ".join(said)}
+    return {"number": int(row["idx"]), "name": classes[label], "said": ", ".join(said)}
+
+
+def changed_gallery(
+    lost: Sequence[Mapping[str, str]], gained: Sequence[Mapping[str, str]], classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The images that lost and gained most, as `gallery`: the baseline's radius and the student's."""
+    return [
+        {"title": title, "shown": [_shown_change(row, classes) for row in rows[:SHOWN]]}
+        for title, rows in (("Lost most", lost), ("Gained most", gained))
+    ]
+
+
+def _shown_change(row: Mapping[str, str], classes: Sequence[str]) -> dict[str, Any]:
+    radii = (formats.radius(float(row[whose])) for whose in ("other_radius", "student_radius"))
+    return {"number": int(row["image"]), "name": classes[int(row["label"])], "said": " → ".join(radii)}
 
 
 def history_rows(results: Results) -> list[dict[str, str]]:
