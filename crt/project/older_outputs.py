@@ -1,9 +1,8 @@
 """What version 0.1.0 wrote, in the form that this version's stages write it, to the byte."""
 
-import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def convert(older: Older, stage: str, out: str, *, cached: bool) -> None:
     elif path.suffix == ".json":
         write_text(path, _json({key: value for key, value in facts.items() if key not in TIMES}))
     else:
-        write_text(path, _without_columns(older.read(out), TIMES))
+        write_text(path, _without_columns(older.read(out), list(TIMES)))
 
 
 def _convert_prepared(folder: Path, resize: str) -> None:
@@ -79,11 +78,11 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def _without_columns(text: str, left_out: Mapping[str, Any]) -> str:
-    rows = list(csv.reader(io.StringIO(text), dialect="excel-tab"))
-    kept = [place for place, name in enumerate(rows[0]) if name not in left_out]
-    out = io.StringIO()
-    csv.writer(out, dialect="excel-tab", lineterminator="\n").writerows(
-        [row[place] for place in kept] for row in rows
+def _without_columns(text: str, left_out: Iterable[str]) -> str:
+    import pandas as pd
+
+    table = pd.read_csv(io.StringIO(text), sep="\t", dtype=str, keep_default_na=False)
+    kept: str = table.drop(columns=left_out, errors="ignore").to_csv(
+        sep="\t", index=False, lineterminator="\n"
     )
-    return out.getvalue()
+    return kept

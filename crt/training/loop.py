@@ -237,10 +237,7 @@ def _check_finite(losses: Tensor, name: str, epoch: int, lr: float) -> None:
 
 
 def _tsv(rows: list[dict[str, float]]) -> str:
-    lines = ["\t".join(rows[0])] if rows else []
-    lines += ["\t".join(_text(value) for value in row.values()) for row in rows]
-    return "\n".join(lines) + "\n"
+    import pandas as pd
 
-
-def _text(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6g}"
+    text: str = pd.DataFrame(rows).to_csv(sep="\t", index=False, float_format="%.6g", lineterminator="\n")
+    return text
