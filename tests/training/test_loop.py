@@ -177,15 +177,25 @@ def test_a_run_that_goes_on_ends_with_the_same_weights_and_log(tmp_path, optimiz
     assert progress.seconds > 0
 
 
-def test_checkpoints_are_at_most_one_in_so_many_seconds(tmp_path, monkeypatch):
-    import crt.training.loop as loop
+def test_checkpoints_are_at_most_one_in_so_many_seconds(tmp_path):
+    def epochs_kept_after(seconds: float) -> list[int]:
+        """How many epochs the checkpoint holds when an epoch begins."""
+        work, found = tmp_path / str(seconds) / "work", []
 
-    saved = []
-    monkeypatch.setattr(loop, "save_state", lambda work, state: saved.append(len(state["rows"])))
-    run(tmp_path / "a", checkpoint_seconds=3600)
-    assert saved == []
-    run(tmp_path / "b", checkpoint_seconds=0)
-    assert saved == [1, 2, 3, 4, 5]
+        def method(model, batch: Batch, sigma, generator) -> Loss:
+            if batch.epoch == int(batch.epoch):
+                found.append(kept(work))
+            return gaussian()(model, batch, sigma, generator)
+
+        run(work, method=method, checkpoint_seconds=seconds)
+        return [*found, kept(work)]
+
+    def kept(work) -> int:
+        state = work / "state.pt"
+        return len(torch.load(state, weights_only=True)["rows"]) if state.exists() else 0
+
+    assert epochs_kept_after(3600) == [0] * 7
+    assert epochs_kept_after(0) == [0, 1, 2, 3, 4, 5, 5]  # the last epoch needs none
 
 
 def test_the_teacher_is_not_in_the_checkpoint_and_stays_as_it_was(tmp_path):
@@ -228,6 +238,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_lr_and_advice(tmp_path, bad):
 
 
 def test_no_value_is_read_from_the_device_within_an_epoch(tmp_path, monkeypatch):
+    # Calls are counted, because a read changes no result: a GPU would only wait for it in every step.
     reads = []
     for name in ("item", "tolist", "__bool__", "__float__"):
         original = getattr(torch.Tensor, name)
@@ -295,5 +306,6 @@ def test_sgd_is_without_nesterov_and_spares_biases_and_norms_the_decay():
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_all_parameters_are_updated_in_one_pass(name):
+    # The flag is looked at, because it changes no result but the time of a step, which no test can hold.
     groups = _optimizer(network(), recipe(optimizer=name)).param_groups
     assert [group["fused"] for group in groups] == [True] * len(groups)
