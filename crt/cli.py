@@ -225,7 +225,9 @@ def predict(
     precision: Annotated[
         Literal["float32", "bfloat16", "int8"], typer.Option(help="The one that it was certified in")
     ] = "float32",
-    compile: Annotated[bool, typer.Option("--compile", help="If it was certified compiled")] = False,  # noqa: A002
+    compile: Annotated[  # noqa: A002
+        bool, typer.Option("--compile", help="If it was certified compiled")
+    ] = False,
     batch_size: Annotated[
         int | None,
         typer.Option(

@@ -88,7 +88,7 @@ class Gaussian(Section):
 
 
 class Consistency(Section):
-    """Jeong and Shin 2020: KL of the mean prediction to each of `num_noise` noisy predictions, and its entropy."""
+    """Jeong and Shin 2020: KL of the mean prediction to each noisy prediction, and the mean's entropy."""
 
     name: Literal["consistency"]
     num_noise: Annotated[int, Field(ge=2)]
@@ -137,7 +137,7 @@ class SmoothMix(Section):
 
 
 class Catrs(Section):
-    """Jeong et al. 2023: as many of the easiest noises as the image's confidence allows, or the worst case too."""
+    """Jeong et al. 2023: the easiest noises, as many as the confidence allows, or the worst case too."""
 
     name: Literal["catrs"]
     num_noise: Count  # noise draws per image
@@ -214,7 +214,10 @@ class TrainedTeacher(Recipe):
 
 
 class FetchedTeacher(Section):
-    """A teacher that is fetched instead of trained. Null: read from the file; an error asks for what the file lacks."""
+    """A teacher that is fetched instead of trained.
+
+    Null: read from the file. An error asks for what the file lacks.
+    """
 
     # A preset's training settings lie beside these and are ignored; other keys are refused below.
     model_config = ConfigDict(extra="allow")
@@ -425,7 +428,10 @@ class Report(Section):
 
 
 class Runtime(Section):
-    """Where and with which numerics stages compute. Only precision and compile can change results by more than chance."""
+    """Where and with which numerics stages compute.
+
+    Only precision and compile can change results by more than chance.
+    """
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
     processes: Count  # that train and certify together, each on its own GPU where there are GPUs

@@ -86,9 +86,8 @@ def to_unit(pixels: "np.ndarray | Tensor") -> "Tensor":
     import torch
 
     if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8:
-        pixels = torch.from_numpy(
-            np.require(pixels, requirements=["C", "W"])
-        )  # memory-mapped files are read-only
+        # torch wants memory that can be written: that of memory-mapped files cannot.
+        pixels = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
     if not isinstance(pixels, torch.Tensor) or pixels.dtype != torch.uint8:
         found = getattr(pixels, "dtype", type(pixels).__name__)
         raise WrongTypeError(f"pixels are {found}: give uint8 pixels [..., H, W, C] from 0 to 255")

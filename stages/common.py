@@ -29,7 +29,8 @@ def run(stage: Callable[[Config], None]) -> None:
         sys.exit(f"error: {error}: free space or correct the path, then run again; finished work is kept")
     except KeyboardInterrupt:
         sys.exit(
-            "interrupted: run again to go on from what is done (training: from its last checkpoint, one every 20 s)"
+            "interrupted: run again to go on from what is done (training: from its last checkpoint, of which "
+            "there is one every 20 s)"
         )
 
 

@@ -1,4 +1,7 @@
-"""Stages prepare@<drop> (`prepare.py train/<drop>`) and prepare_test (`prepare.py test`): raw images to arrays."""
+"""Stages prepare@<drop> and prepare_test: raw images to arrays.
+
+Called as `prepare.py train/<drop>` and `prepare.py test`.
+"""
 
 import json
 import sys

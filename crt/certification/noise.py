@@ -150,9 +150,8 @@ def draw(law: RoundedGaussian, key: int, stage: Stage, first: int, out: NDArray[
     low = np.searchsorted(law.coarse, bits)
     high = np.searchsorted(law.coarse, bits, side="right")
     flat[undecided] = low - law.reach
-    for place in np.flatnonzero(
-        low != high
-    ):  # about one in a million: a threshold lies within these 32 bits too
+    # About one in a million: a threshold lies within these 32 bits too.
+    for place in np.flatnonzero(low != high):
         block, word = divmod((first + where[0][place]) * blocks * WORDS + where[1][place], WORDS)
         third, fourth = (int(words(key, number, stage, int(block), 1)[word]) for number in (2, 3))
         u = np.uint64(int(bits[place]) << 32 | third << 16 | fourth)

@@ -141,9 +141,8 @@ def _merged_record(base: Path, ours: Path, theirs: Path, root: Path) -> str:
         {key: value for key, value in record["outs"][0].items() if key not in _CONTENT} if record else {}
         for record in records
     ]
-    merged = merge_values(
-        options[0], options[1], options[2]
-    )  # DVC refuses where one is changed, such as the remote
+    # Where one is changed, such as the remote, DVC refuses to merge.
+    merged = merge_values(options[0], options[1], options[2])
     with Repo(str(root)) as repo, tempfile.TemporaryDirectory(dir=root, prefix=".merge-") as folder:
         files = []
         for side, record, before in zip(("base", "ours", "theirs"), records, options, strict=True):

@@ -95,9 +95,8 @@ class Convolution(nn.Module):
             )
         else:
             activation = "relu" if self._relu else None
-            result = torch.ops.onednn.qconv2d_pointwise.binary(
-                x, *self._before, summand, self._bias, *self._after, *self._summand, "sum", 1.0, activation, [], ""
-            )  # fmt: skip
+            place = (*self._before, summand, self._bias, *self._after, *self._summand)
+            result = torch.ops.onednn.qconv2d_pointwise.binary(x, *place, "sum", 1.0, activation, [], "")
         return result
 
 
@@ -189,7 +188,7 @@ def _is_depthwise(module: nn.Module) -> bool:
 
 
 def _kernels_are_there() -> bool:
-    """Whether torch has the kernels in the form that is used here: they are torch.compile's, no public API."""
+    """Whether torch has the kernels as they are called here: they are torch.compile's, no public API."""
     try:
         arguments = torch.ops.onednn.qconv2d_pointwise.binary._schema.arguments
     except AttributeError:

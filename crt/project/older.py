@@ -75,7 +75,9 @@ BEFORE = {
     "student": None,
 }
 FOLLOWS = {
-    "certify": "certificates are of another kind now, with exact noise: older ones cannot be compared with them",
+    "certify": (
+        "certificates are of another kind now, with exact noise: older ones cannot be compared with them"
+    ),
     "metrics": "a stage of its own now",
     "gate": "it compares the certificates",
     "report": "it shows the results",
@@ -112,9 +114,8 @@ class Older:
         """
         ours, theirs = "HEAD", "MERGE_HEAD"
         if has(project, "HEAD", "conf/choice.yaml"):
-            merge = project.git(
-                "log", "-1", "--first-parent", "-m", "--no-renames", "--diff-filter=A", "--format=%H", "--", "conf/choice.yaml"
-            ).strip()  # fmt: skip
+            added = ("-1", "--first-parent", "-m", "--no-renames", "--diff-filter=A", "--format=%H")
+            merge = project.git("log", *added, "--", "conf/choice.yaml").strip()
             ours, theirs = f"{merge}^1", f"{merge}^2"
         if not (has(project, ours, "conf/dataset.yaml") and has(project, theirs, "conf/choice.yaml")):
             return None

@@ -85,7 +85,8 @@ class Project:
                     f"{self.root.resolve()} is no git repository: releases are tags of one; run in a clone"
                 )
             raise UserError(
-                f"`git {' '.join(arguments)}` failed in {self.root.resolve()} ({reason}): fix that and run again"
+                f"`git {' '.join(arguments)}` failed in {self.root.resolve()} ({reason}): "
+                "fix that and run again"
             )
         return done.stdout
 

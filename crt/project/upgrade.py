@@ -124,9 +124,8 @@ def _settle_files(project: Project, older: Older, conflicts: list[str]) -> list[
         The option files among the conflicts.
     """
     common = project.git("merge-base", older.commit, older.merged).strip()
-    gone = project.git(
-        "diff", "--name-only", "--no-renames", "--diff-filter=D", "--relative", common, older.merged, "--", "conf"
-    ).splitlines()  # fmt: skip
+    deleted = ("--name-only", "--no-renames", "--diff-filter=D", "--relative")
+    gone = project.git("diff", *deleted, common, older.merged, "--", "conf").splitlines()
     names = [name for name in conflicts if name.startswith("conf/") or Path(name).name == ".gitignore"]
     taken = []
     for name in dict.fromkeys([*names, "conf/config.yaml", f"conf/{CHOICE}", *gone]):
@@ -184,7 +183,7 @@ def _choice(project: Project, older: Older) -> Choice:
 
 
 def _take_over(project: Project, older: Older, done: Upgraded) -> None:
-    """Record the outputs that need not be made again; remove those that no stage has or that are made again."""
+    """Record the outputs that need not be made again; remove those that are made again or are no stage's."""
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
 

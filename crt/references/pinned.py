@@ -1,7 +1,7 @@
 """Get a pinned release: the model, and for the baseline its history and the anchor's certificates.
 
-A release of this project is a commit, which holds more than the model. What the gate needs of it is fetched here,
-so that no later stage reads git.
+A release of this project is a commit, which holds more than the model. What the gate needs of it is fetched
+here, so that no later stage reads git.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ def copy_pinned(ref: str, root: Path, folder: Path, work: Path) -> None:
 
 
 def copy_baseline(ref: str, anchor: str | None, root: Path, folder: Path, work: Path) -> None:
-    """Copy the pinned baseline to `folder`, with its history, if it has one, and its anchor, if one is pinned.
+    """Copy the pinned baseline to `folder`, with its history and the pinned anchor, where there are such.
 
     Args:
         ref: The model reference.

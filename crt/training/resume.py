@@ -39,8 +39,7 @@ def resume_folder(root: Path, name: str, facts: Any, code: Iterable[str]) -> Pat
         for other in sorted({file.parent for file in root.glob(f"{name}-{'[0-9a-f]' * 16}/*")}):
             print(
                 f"{other} was left by an unfinished run with other settings, data or code and is not "
-                "continued: "
-                "remove it, or restore what was changed",
+                "continued: remove it, or restore what was changed",
                 file=sys.stderr,
             )
     folder.mkdir(parents=True, exist_ok=True)
