@@ -4,7 +4,6 @@ Three layouts: class folders of images (`<class>/**/<file>`), images directly in
 a `labels.csv` with the columns file,label), or `.npz` archives with `images` and optional `labels`.
 """
 
-import csv
 import os
 import unicodedata
 from collections import Counter
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from crt.drops.images import SUFFIXES
 from crt.drops.npz import ImageArrays, open_images
+from crt.drops.tables import read_table
 from crt.errors import MissingFileError, UserError
 
 LABELS_FILE = "labels.csv"
@@ -79,7 +79,9 @@ def check_class_names(classes: Sequence[str], where: str) -> None:
         UserError: names one that does not; begins with `where`.
     """
     if bad := [
-        name for name in classes if "/" in name or is_junk(name) or name.strip().splitlines() != [name]
+        name
+        for name in classes
+        if set("/\0") & set(name) or is_junk(name) or name.strip().splitlines() != [name]
     ]:
         raise UserError(
             f"{where} names the class {bad[0]!r}, which cannot be a folder and a line of text: rename it"
@@ -104,6 +106,23 @@ def check_data_dir(data_dir: Path, drops: Iterable[str]) -> None:
             )
 
 
+class ClassNames:
+    """Finds classes by their names, with accents in one character or two, and in any case.
+
+    The case matters where two classes differ by nothing else.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        exact = {compose(name): label for label, name in enumerate(classes)}
+        folded = {name.casefold(): label for name, label in exact.items()}
+        self._fold = len(folded) == len(exact)
+        self._labels = folded if self._fold else exact
+
+    def label(self, name: str) -> int | None:
+        """The label of the class of that name; None: there is none."""
+        return self._labels.get(compose(name).casefold() if self._fold else compose(name))
+
+
 def read_drop(folder: Path, classes: Sequence[str]) -> Drop:
     """List a drop's images with their labels, in a fixed order: by class, then name; archives by name.
 
@@ -117,8 +136,8 @@ def read_drop(folder: Path, classes: Sequence[str]) -> Drop:
         check_encoding(folder / name)
     folders = [name for name in names if (folder / name).is_dir()]
     archives = [name for name in names if name.lower().endswith(".npz") and name not in folders]
-    images = [name for name in names if _is_image(name) and name not in folders]
-    table = folder / LABELS_FILE
+    images = [name for name in names if is_image(name) and name not in folders]
+    tables = [name for name in names if is_labels(name) and name not in folders]
     layouts = [
         what
         for what, there in (
@@ -130,16 +149,20 @@ def read_drop(folder: Path, classes: Sequence[str]) -> Drop:
     ]
     if len(layouts) > 1:
         raise UserError(f"{folder} mixes {' and '.join(layouts)}: split it into drops of one layout each")
-    if table.exists() and not images:
-        raise UserError(f"{table} labels images that lie beside it, but there are none: remove it")
+    if tables and not images:
+        raise UserError(
+            f"{folder / tables[0]} labels images that lie beside it, but there are none: remove it"
+        )
+    if len(tables) > 1:
+        raise UserError(f"{folder} has {' and '.join(tables)}, which differ in case alone: remove one")
 
-    ignored = [name for name in names if name not in {*folders, *archives, *images, LABELS_FILE}]
+    ignored = [name for name in names if name not in {*folders, *archives, *images, *tables}]
     files: list[ImageFile] = []
     if folders:
         files, more = _read_class_folders(folder, folders, classes)
         ignored += more
     elif images:
-        labels = _read_labels(table, classes, images) if table.exists() else {}
+        labels = _read_labels(folder / tables[0], classes, images) if tables else {}
         files = [ImageFile(name, folder / name, labels.get(name, -1)) for name in images]
         files.sort(key=lambda file: (file.label, file.name))
     drop = Drop(folder, files, [open_images(folder / name, classes) for name in archives], ignored)
@@ -151,9 +174,9 @@ def read_drop(folder: Path, classes: Sequence[str]) -> Drop:
 def _read_class_folders(
     folder: Path, names: list[str], classes: Sequence[str]
 ) -> tuple[list[ImageFile], list[str]]:
-    labels = {compose(name): label for label, name in enumerate(classes)}
-    unknown = [name for name in names if compose(name) not in labels]
-    if unknown:
+    known = ClassNames(classes)
+    labels = {name: label for name in names if (label := known.label(name)) is not None}
+    if unknown := [name for name in names if name not in labels]:
         raise UserError(
             f"{folder} has class folders that classes.txt does not know ({first_ten(unknown)}): rename them "
             "(unlabelled images belong directly into the drop's folder)"
@@ -167,8 +190,8 @@ def _read_class_folders(
             raise UserError(
                 f"{path} lies in a class folder: .npz archives belong directly into the drop's folder"
             )
-        if _is_image(path.name):
-            files.append(ImageFile(relative.as_posix(), path, labels[compose(relative.parts[0])]))
+        if is_image(path.name):
+            files.append(ImageFile(relative.as_posix(), path, labels[relative.parts[0]]))
         else:
             ignored.append(relative.as_posix())
     return sorted(files, key=lambda file: (file.label, file.name)), ignored
@@ -209,30 +232,26 @@ def check_encoding(path: Path) -> None:
         ) from None
 
 
-def _read_labels(table: Path, classes: Sequence[str], images: list[str]) -> dict[str, int]:
-    labels = {compose(name): label for label, name in enumerate(classes)}
-    known = {compose(name): name for name in images}
+def _read_labels(path: Path, classes: Sequence[str], images: list[str]) -> dict[str, int]:
+    names = ClassNames(classes)
+    known = {compose(name).strip(): name for name in images}
+    table = read_table(path)
+    file, label_place = table.place("file"), table.place("label")
+    if file is None or label_place is None:
+        raise UserError(f"{path} needs a first line with the columns file,label")
     found: dict[str, int] = {}
-    try:
-        with table.open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream)
-            if reader.fieldnames is None or not {"file", "label"} <= set(reader.fieldnames):
-                raise UserError(f"{table} needs a first line with the columns file,label")
-            for row in reader:
-                name, label = row["file"], row["label"]
-                where = f"{table}, line {reader.line_num}"
-                if compose(name) not in known:
-                    raise UserError(f"{where}: {name!r} is no image beside it: remove the line")
-                image = known[compose(name)]
-                if image in found:
-                    raise UserError(f"{where}: {name!r} has a second label: remove one")
-                if label and compose(label) not in labels:
-                    raise UserError(
-                        f"{where}: classes.txt does not know {label!r} (leave it empty for unlabelled)"
-                    )
-                found[image] = labels[compose(label)] if label else -1
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} is no UTF-8 table of file,label ({error}): write it again") from None
+    for number, cells in table.rows:
+        name, label = cells[file], cells[label_place]
+        where = f"{path}, line {number}"
+        if compose(name) not in known:
+            raise UserError(f"{where}: {name!r} is no image beside it: remove the line")
+        image = known[compose(name)]
+        if image in found:
+            raise UserError(f"{where}: {name!r} has a second label: remove one")
+        of_class = names.label(label) if label else -1
+        if of_class is None:
+            raise UserError(f"{where}: classes.txt does not know {label!r} (leave it empty for unlabeled)")
+        found[image] = of_class
     return found
 
 
@@ -248,13 +267,19 @@ def by_suffix(names: Iterable[str]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file of this name is taken for a picture, in a format that is read or in another."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def is_data(name: str) -> bool:
     """Whether a file of this name directly in a drop is a part of it, and not something beside the images."""
-    return _is_image(name) or name.lower().endswith(".npz") or name == LABELS_FILE
+    return is_image(name) or name.lower().endswith(".npz") or is_labels(name)
+
+
+def is_labels(name: str) -> bool:
+    """Whether a file of this name is a drop's table of labels."""
+    return name.lower() == LABELS_FILE
 
 
 def is_junk(name: str) -> bool:

@@ -66,7 +66,7 @@ def test_labels_csv(tmp_path):
         ("file,label\na.png,cat\na.png,dog\n", "line 3: 'a.png' has a second label"),
         ("file,label\na.png,fish\n", "does not know 'fish'"),
         ("file,label\na.png,\xff\n", "UTF-8"),
-        ("", "columns file,label"),
+        ("", "labels.csv is empty: give a table whose first line names its columns"),
     ],
 )
 def test_bad_labels_csv(tmp_path, table, message):
@@ -74,6 +74,42 @@ def test_bad_labels_csv(tmp_path, table, message):
     (tmp_path / "labels.csv").write_bytes(table.encode("latin1"))
     with pytest.raises(UserError, match=message):
         read_drop(tmp_path, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labels.csv", "\ufefffile;label\r\na.png;cat\r\n;\r\nb.png;\r\n"),
+        ("Labels.CSV", "File, Label ,\n a.png , CAT,\n\nb.png,,\n"),
+        ("labels.csv", "sep=;\nlabel;file\ncat;a.png\n"),
+    ],
+)
+def test_labels_csv_as_spreadsheets_write_it(tmp_path, name, content):
+    for image in ("a.png", "b.png"):
+        write_image(tmp_path / image, pixels(0))
+    (tmp_path / name).write_bytes(content.encode())
+    drop = read_drop(tmp_path, CLASSES)
+    assert {file.name: file.label for file in drop.files} == {"a.png": 0, "b.png": -1}
+    assert drop.ignored == []
+
+
+def test_two_label_tables_that_differ_in_case(tmp_path):
+    write_image(tmp_path / "a.png", pixels(0))
+    for name in ("labels.csv", "LABELS.csv"):
+        (tmp_path / name).write_text("file,label\na.png,cat\n")
+    with pytest.raises(UserError, match=r"LABELS.csv and labels.csv, which differ in case alone: remove one"):
+        read_drop(tmp_path, CLASSES)
+
+
+def test_class_folders_in_another_case(tmp_path):
+    write_image(tmp_path / "DOG" / "a.png", pixels(0))
+    write_image(tmp_path / "Cat" / "a.png", pixels(1))
+    assert [(file.name, file.label) for file in read_drop(tmp_path, CLASSES).files] == [
+        ("Cat/a.png", 0),
+        ("DOG/a.png", 1),
+    ]
+    with pytest.raises(UserError, match=r"does not know \(Cat\)"):
+        read_drop(tmp_path, ["cat", "CAT", "DOG"])
 
 
 def test_labels_csv_without_images(tmp_path):
