@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from crt.commands import told
 from crt.commands.decidable import say_decidable
 from crt.datasets.folders import write_folder
 from crt.datasets.sources import DataSet, write_cifar10, write_digits, write_fashion_mnist
@@ -70,7 +71,7 @@ def get_data(
     project.dvc("add", "data", quiet=False)
     set_remote(project, remote)
     project.choose(choice)
-    _report(found)
+    _report(found, near_left_out=settings["near_copies"] == "drop")
     say_decidable(project)
     show_next(project)
 
@@ -140,6 +141,7 @@ def _write(
         image_size=image_size,
         resize=settings["resize"],
         skip_unreadable=settings["skip_unreadable"],
+        near_copies=settings["near_copies"],
     )
 
 
@@ -172,17 +174,10 @@ def _download(root: Path, url: str, filename: str, md5: str) -> Path:
     return folder / filename
 
 
-def _report(found: DataSet) -> None:
+def _report(found: DataSet, near_left_out: bool) -> None:
     print(
         f"data/ holds {found.name}: {len(found.classes)} classes, {found.channels} channel(s), "
         f"{found.image_size}x{found.image_size} pixels, drops {', '.join(found.drops)}"
     )
-    if found.left_out:
-        print(
-            f"left out: {len(found.left_out)} training image(s) that the test set has too: "
-            f"{first_ten(found.left_out)}"
-        )
-    if found.skipped:
-        print(f"left out: {len(found.skipped)} unreadable image(s): {first_ten(found.skipped)}")
-    if found.ignored:
-        print(f"not used: {len(found.ignored)} other file(s) or folder(s): {first_ten(found.ignored)}")
+    for line in told.of_data_set(found, near_left_out):
+        print(f"  {line}")

@@ -15,9 +15,9 @@ from crt.commands.arrived import Arrived
 from crt.commands.decidable import say_decidable
 from crt.commands.pin import pin_newest, said_anchor
 from crt.config import Data
-from crt.datasets.archives import is_archive, unpack
+from crt.datasets.deliveries import write_drop
 from crt.drops.copies import KnownImages
-from crt.drops.layout import first_ten, read_classes, walk_files
+from crt.drops.layout import first_ten, read_classes
 from crt.drops.prepare import Checks, DecodedImage, check_drop, prepared_images, raw_images
 from crt.errors import UserError
 from crt.files import replacing, same_tree
@@ -59,7 +59,7 @@ def ingest(project: Project, source: Path, drop: str) -> None:
     _pull_missing(project)
     classes = read_classes(root / "data", data.num_classes)
     with replacing(target) as aside:
-        _copy(source, aside, classes)
+        understood = write_drop(source, aside, classes)
         arrived = Arrived(root, [name for name in data.drops if name != drop], classes)
         summary = _check(project, aside, source, classes, data, arrived.look)
         arrived.check(source)
@@ -77,7 +77,7 @@ def ingest(project: Project, source: Path, drop: str) -> None:
     choice.put(DROPS, [*(name for name in data.drops if name != drop), drop])
     pinned = pin_newest(project, choice)
     project.choose(choice)
-    _report(drop, summary)
+    _report(drop, summary, understood)
     arrived.report()
     if pinned is not None:
         print(f"{pinned.tag} is pinned, as baseline and as start of training (`crt pin` chooses another)")
@@ -140,23 +140,6 @@ def _pull_missing(project: Project) -> None:
         project.dvc("pull", *missing, quiet=False)
 
 
-def _copy(source: Path, folder: Path, classes: list[str]) -> None:
-    if source.is_dir():
-        for file in walk_files(source):
-            target = folder / file.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                shutil.copyfile(file, target)
-            except FileNotFoundError:
-                raise UserError(f"{file} is a link to a file that is not there: fix or remove it") from None
-    elif source.suffix.lower() == ".npz":
-        shutil.copyfile(source, folder / source.name)
-    elif is_archive(source):
-        unpack(source, folder, classes)
-    else:
-        raise UserError(f"{source} is no folder, .npz, zip or tar archive: deliver one of these")
-
-
 def _check(
     project: Project,
     folder: Path,
@@ -188,8 +171,8 @@ def _prepared_test(project: Project) -> KnownImages | None:
     return prepared_images(folder)
 
 
-def _report(drop: str, summary: dict[str, Any]) -> None:
+def _report(drop: str, summary: dict[str, Any], understood: list[str]) -> None:
     counts = ", ".join(f"{name} {count}" for name, count in summary["classes"].items() if count)
     print(f"the drop {drop}: {summary['images']} images ({counts or 'no labels'})")
-    for line in told.of_summary(summary):
+    for line in [*understood, *told.of_summary(summary)]:
         print(f"  {line}")

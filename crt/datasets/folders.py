@@ -1,193 +1,178 @@
-"""A folder of image files from anywhere, written in the layout of `data/`: classes.txt, train/<drop>/, test/."""
+"""Images from anywhere, written in the layout of `data/`: classes.txt, train/<drop>/, test/."""
 
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from crt.datasets.sources import TEST_SHARE, DataSet, write_classes
-from crt.drops.images import (
-    ImageError,
-    UnreadableImageError,
-    decode_image,
-    pixel_hash,
-    read_header,
-)
-from crt.drops.layout import (
-    Drop,
-    ImageFile,
-    check_class_names,
-    check_encoding,
-    compose,
-    first_ten,
-    is_junk,
-    read_drop,
-    walk_files,
-)
+from crt.datasets.archives import is_archive, unpack
+from crt.datasets.arrays import is_npz, read_arrays, write_arrays
+from crt.datasets.parquet import holds_parquet, is_parquet, unpack_parquet
+from crt.datasets.parts import Part, find_parts
+from crt.datasets.sorting import Entry, NearCopies, counts_of, sort_out
+from crt.datasets.sources import DataSet, common_size, write_classes
+from crt.drops.copies import look_of
+from crt.drops.images import ImageError, UnreadableImageError, pixel_hash, read_header, read_picture
+from crt.drops.layout import ClassNames, check_class_names, first_ten
 from crt.drops.parallel import map_chunks
 from crt.errors import UserError
 from crt.spec import ImageSpec
 
-_LARGEST = 224  # pixels; images of mixed sizes are scaled to no more than this unless told
-_LARGEST_COMMON = 2048  # pixels; images of one size keep it up to this, the most that a configuration takes
-
 
 def write_folder(
     out: Path,
-    folder: Path,
+    source: Path,
     name: str,
     *,
     image_size: int | None = None,
     resize: str = "crop",
     skip_unreadable: bool = False,
+    near_copies: NearCopies = "list",
     workers: int = 0,
 ) -> DataSet:
-    """A tree of image files: train/<class>/, train/<drop>/<class>/ or just <class>/, with or without test/<class>/.
+    """Images in any layout that docs/data.md lists: class folders, lists, parquet, `.npz`, or an archive of one.
 
-    Without a test set (`test` or `val`), a fifth of each class becomes it; images of the same pixels stay together.
-    Training images that the test set has too are left out. Files are copied as they are.
+    Without a test set, a fifth of each class becomes it; images of the same pixels stay together. Training images that
+    the test set has too are left out. Files are copied as they are.
 
     Args:
-        image_size: what images are to be scaled to; None: their common size up to 2048, otherwise the middle one of their
+        out: An empty folder.
+        source: The folder or file.
+        name: What the set is called.
+        image_size: What images are to be scaled to; None: their common size up to 2048, otherwise the middle one of their
             shorter sides, at most 224.
-        resize: how, see `crt.spec.ImageSpec`.
-        skip_unreadable: leave unreadable files out instead of failing.
+        resize: How, see `crt.spec.ImageSpec`.
+        skip_unreadable: Leave unreadable files out instead of failing.
+        near_copies: What to do with training images that look like a test image.
+        workers: Processes that decode; 0: one per core.
 
     Raises:
-        UserError: no such layout, or images that cannot be read or used; names at most ten.
+        UserError: No such layout, or images that cannot be read or used; names at most ten.
     """
-    drops, test, classes = _find_parts(folder)
-    check_class_names(classes, str(folder))
-    parts = [*drops.values(), *([test] if test else [])]
-    files = [file for part in parts for file in part.files]
-    headers = [found for found in map_chunks(_read_headers, files, 256, workers) if found]
-    spec = _common_spec(classes, headers, image_size, resize)
-    hashes, skipped = _hash_all(folder, files, spec, skip_unreadable, workers)
-    chosen = {drop: [file for file in part.files if file.path in hashes] for drop, part in drops.items()}
-    if test:
-        test_files = [file for file in test.files if file.path in hashes]
-    else:
-        chosen["base"], test_files = _split(chosen["base"], hashes)
-
-    in_test = {hashes[file.path] for file in test_files}
-    left_out = []
-    _copy(test_files, out / "test")
-    for drop, train_files in chosen.items():
-        _copy([file for file in train_files if hashes[file.path] not in in_test], out / "train" / drop)
-        left_out += [f"{drop}/{file.name}" for file in train_files if hashes[file.path] in in_test]
-    write_classes(out, classes)
-    ignored = [
-        f"{part.folder.relative_to(folder).as_posix()}/{name}" for part in parts for name in part.ignored
-    ]
-    ignored += _beside(folder, [part.folder for part in parts])
-    return DataSet(name, classes, spec.channels, spec.size, list(chosen), left_out, skipped, ignored)
+    scratch = out / ".unpacked"
+    try:
+        folder = _as_folder(source, scratch)
+        if arrays := read_arrays(folder):
+            return write_arrays(out, arrays, name, image_size, resize, near_copies)
+        return _write_files(out, folder, name, image_size, resize, skip_unreadable, near_copies, workers)
+    except UserError as error:
+        raise UserError(str(error).replace(str(scratch), str(source))) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _hash_all(
-    folder: Path, files: list[ImageFile], spec: ImageSpec, skip_unreadable: bool, workers: int
-) -> tuple[dict[Path, str], list[str]]:
-    """The pixel hash of every image, and what was skipped."""
-    hashes: dict[Path, str] = {}
+def _as_folder(source: Path, scratch: Path) -> Path:
+    """The folder of image files that a source is, or that it was unpacked to."""
+    if source.is_file() and is_archive(source) and not is_npz(source):
+        unpack(source, scratch, ())
+        return _as_folder(scratch, scratch / ".unpacked")
+    if holds_parquet(source) if source.is_dir() else is_parquet(source):
+        unpack_parquet(source, scratch)
+        return scratch
+    return source
+
+
+def _write_files(
+    out: Path,
+    folder: Path,
+    name: str,
+    image_size: int | None,
+    resize: str,
+    skip_unreadable: bool,
+    near_copies: NearCopies,
+    workers: int,
+) -> DataSet:
+    found = find_parts(folder)
+    check_class_names(found.classes, str(folder))
+    known = ClassNames(found.classes)
+    parts = {**found.drops, **({"": found.test} if found.test else {})}  # "": the test set
+    paths = [image.path for part in parts.values() for image in part.images]
+    headers = [header for header in map_chunks(_read_headers, paths, 256, workers) if header]
+    spec = _common_spec(found.classes, headers, image_size, resize)
+    looked, skipped = _look_at_all(folder, paths, spec, skip_unreadable, workers)
+    entries = {place: _entries(part, looked, known) for place, part in parts.items()}
+    test = entries.pop("", None)
+    result = sort_out(entries, test, found.classes, near_copies)
+    origins = {(place, image.name): image.path for place, part in parts.items() for image in part.images}
+    test_place = "" if found.test else "base"
+    for target, place, chosen in [
+        ("test", test_place, result.test),
+        *((f"train/{drop}", drop, kept) for drop, kept in result.drops.items()),
+    ]:
+        _copy([(origins[place, entry.name], entry.name) for entry in chosen], out / target)
+    write_classes(out, found.classes)
+    return DataSet(
+        name,
+        found.classes,
+        spec.channels,
+        spec.size,
+        list(result.drops),
+        left_out=result.left_out,
+        skipped=skipped,
+        ignored=found.ignored,
+        near=result.near,
+        counts=counts_of(result, found.classes),
+        changes=Counter(change for look in looked.values() for change in look.changes),
+        told=found.told,
+    )
+
+
+@dataclass(frozen=True)
+class _Look:
+    sha256: str
+    look: bytes
+    changes: tuple[str, ...]
+
+
+def _entries(part: Part, looked: Mapping[Path, _Look], known: ClassNames) -> list[Entry]:
+    entries = []
+    for image in part.images:
+        if image.path in looked:
+            label = None if image.label is None else known.label(image.label)
+            seen = looked[image.path]
+            entries.append(Entry(image.name, -1 if label is None else label, seen.sha256, seen.look))
+    return entries
+
+
+def _look_at_all(
+    folder: Path, paths: list[Path], spec: ImageSpec, skip_unreadable: bool, workers: int
+) -> tuple[dict[Path, _Look], list[str]]:
+    """Hash and look of every image that can be read, and what was skipped."""
+    looked: dict[Path, _Look] = {}
     problems, skipped = [], []
-    found = map_chunks(partial(_read_hashes, spec=spec), files, 64, workers)
-    for file, item in zip(files, found, strict=True):
-        if isinstance(item, str):
-            hashes[file.path] = item
+    found = map_chunks(partial(_look_at, spec=spec), paths, 64, workers)
+    for path, item in zip(paths, found, strict=True):
+        if isinstance(item, _Look):
+            looked[path] = item
         elif skip_unreadable and isinstance(item, UnreadableImageError):
             skipped.append(str(item))
         else:
-            problems.append(str(item))
+            problems.append(item)
     if problems:
+        named = first_ten([str(problem) for problem in problems])
+        unreadable = any(isinstance(problem, UnreadableImageError) for problem in problems)
+        remedy = "; data.skip_unreadable=true leaves out those that cannot be read" if unreadable else ""
         raise UserError(
-            f"{folder} has {len(problems)} image(s) that cannot be used: {first_ten(problems)}; repair or remove them"
+            f"{folder} has {len(problems)} image(s) that cannot be used: {named}; repair or remove them{remedy}"
         )
-    return hashes, skipped
+    return looked, skipped
 
 
-def _copy(files: list[ImageFile], folder: Path) -> None:
+def _copy(files: list[tuple[Path, str]], folder: Path) -> None:
     folder.mkdir(parents=True)
-    for file in files:
-        (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file.path, folder / file.name)
+    for path, name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
 
 
-def _find_parts(folder: Path) -> tuple[dict[str, Drop], Drop | None, list[str]]:
-    """The training drops, the test set if there is one, and the class names."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is missing or no folder: name one with class folders of images")
-    train_dir = folder / "train"
-    test_dir = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
-    if not train_dir.is_dir():
-        if test_dir:
-            raise UserError(f"{test_dir} has no {train_dir} beside it: both or neither are needed")
-        classes = _classes(folder)
-        return {"base": _images_only(folder, classes)}, None, classes
-    if test_dir is None:
-        raise UserError(
-            f"{train_dir} has no test/ or val/ beside it: name {train_dir} itself to have it split"
-        )
-    classes = _classes(test_dir)
-    test = _images_only(test_dir, classes)
-    names = _folders(train_dir)
-    if any(set(_classes(train_dir / name)) & set(classes) for name in names):
-        return {name: _images_only(train_dir / name, classes) for name in names}, test, classes
-    if unknown := [name for name in names if compose(name) not in classes]:
-        raise UserError(
-            f"{train_dir} has classes that {test_dir} lacks ({first_ten(unknown)}): make them alike"
-        )
-    return {"base": _images_only(train_dir, classes)}, test, classes
-
-
-def _folders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, sorted."""
-    found = [entry for entry in folder.iterdir() if entry.is_dir() and not is_junk(entry.name)]
-    for entry in found:
-        check_encoding(entry)
-    return sorted(entry.name for entry in found)
-
-
-def _classes(folder: Path) -> list[str]:
-    """The names of class folders; in numeric order if all are numbers, so that a label means the same in an .npz."""
-    names = sorted({compose(name) for name in _folders(folder)})
-    return sorted(names, key=int) if all(name.isascii() and name.isdigit() for name in names) else names
-
-
-def _beside(folder: Path, used: list[Path]) -> list[str]:
-    """What lies in a folder beside the parts that are used: files, and folders with their number of files."""
-    if folder in used:
-        return []
-    left = [
-        path
-        for path in folder.iterdir()
-        if not is_junk(path.name) and not any(part.is_relative_to(path) for part in used)
-    ]
-    return [
-        f"{path.name}/ ({len(walk_files(path))} files)" if path.is_dir() else path.name
-        for path in sorted(left)
-    ]
-
-
-def _images_only(folder: Path, classes: list[str]) -> Drop:
-    if len(classes) < 2:
-        raise UserError(f"{folder} has {len(classes)} class folder(s): at least two are needed")
-    drop = read_drop(folder, classes)
-    with_images = {classes[file.label] for file in drop.files}
-    if empty := [name for name in _folders(folder) if compose(name) not in with_images]:
-        raise UserError(
-            f"{folder} has folders without a single image ({first_ten(empty)}): put images there, or remove the folders"
-        )
-    if drop.archives:
-        raise UserError(f"{folder} has .npz archives: give class folders of image files")
-    return drop
-
-
-def _read_headers(files: list[ImageFile]) -> list[tuple[str, tuple[int, int]] | None]:
+def _read_headers(paths: list[Path]) -> list[tuple[str, tuple[int, int]] | None]:
     """Mode and size of image files; None where one cannot be read."""
     headers: list[tuple[str, tuple[int, int]] | None] = []
-    for file in files:
+    for path in paths:
         try:
-            headers.append(read_header(file.path))
+            headers.append(read_header(path))
         except UnreadableImageError:
             headers.append(None)
     return headers
@@ -199,35 +184,18 @@ def _common_spec(
     image_size: int | None,
     resize: str,
 ) -> ImageSpec:
-    channels = 1 if all(mode in ("L", "1") for mode, _ in headers) else 3
-    if image_size is None:
-        sizes = {side for _, size in headers for side in size}
-        shorter = sorted(min(size) for _, size in headers) or [_LARGEST]
-        keep = len(sizes) == 1 and max(sizes) <= _LARGEST_COMMON
-        image_size = max(sizes) if keep else min(_LARGEST, shorter[len(shorter) // 2])
-    return ImageSpec(tuple(classes), image_size, channels, resize)
+    channels = 1 if all(mode in ("L", "LA", "1") or mode.startswith("I") for mode, _ in headers) else 3
+    size = image_size or common_size([size for _, size in headers])
+    return ImageSpec(tuple(classes), size, channels, resize)
 
 
-def _read_hashes(files: list[ImageFile], spec: ImageSpec) -> list[str | ImageError]:
-    hashes: list[str | ImageError] = []
-    for file in files:
+def _look_at(paths: list[Path], spec: ImageSpec) -> list[_Look | ImageError]:
+    looks: list[_Look | ImageError] = []
+    for path in paths:
         try:
-            hashes.append(pixel_hash(decode_image(file.path, spec)))
+            picture = read_picture(path, spec)
         except ImageError as error:
-            hashes.append(error)
-    return hashes
-
-
-def _split(files: list[ImageFile], hashes: Mapping[Path, str]) -> tuple[list[ImageFile], list[ImageFile]]:
-    """Training and test files: a fifth of each class, chosen by the hash of the pixels alone."""
-    sizes = Counter(file.label for file in files)
-    test: set[Path] = set()
-    taken: Counter[int] = Counter()
-    last: dict[int, str] = {}
-    for file in sorted(files, key=lambda file: hashes[file.path]):
-        quota = max(sizes[file.label] // TEST_SHARE, min(1, sizes[file.label] - 1))
-        if taken[file.label] < quota or last.get(file.label) == hashes[file.path]:
-            test.add(file.path)
-            taken[file.label] += 1
-            last[file.label] = hashes[file.path]
-    return [file for file in files if file.path not in test], [file for file in files if file.path in test]
+            looks.append(error)
+        else:
+            looks.append(_Look(pixel_hash(picture.pixels), look_of(picture.pixels), picture.changes))
+    return looks

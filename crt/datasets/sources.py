@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from crt.datasets.cifar10 import read_batches
+from crt.datasets.sorting import TEST_SHARE
 from crt.drops.images import pixel_hash
 from crt.drops.layout import check_class_names
 from crt.drops.npz import write_npz
@@ -21,15 +22,27 @@ CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 FASHION_MNIST_CLASSES = [
     "T-shirt or top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 ]  # fmt: skip
-TEST_SHARE = 5  # one image in five is for the test
+_LARGEST = 224  # pixels; images of mixed sizes are scaled to no more than this unless told
+_LARGEST_COMMON = 2048  # pixels; images of one size keep it up to this, the most that a configuration takes
 
 
 @dataclass(frozen=True)
 class DataSet:
     """What was written; becomes the data: part of conf/choice.yaml.
 
-    `left_out`: training images that the test set has too. `skipped`: image files that cannot be read. `ignored`: files
-    that are no images.
+    Attributes:
+        name: What the set is called.
+        classes: The names of the classes.
+        channels: 1 for gray, 3 for RGB.
+        image_size: Height and width, pixels.
+        drops: The names of the drops.
+        left_out: Training images that the test set has too.
+        skipped: Image files that cannot be read.
+        ignored: Files that are not used.
+        near: Training images that look like a test image.
+        counts: How many images of each class each drop has, and `test`; those without a label under ''.
+        changes: What was done to how many images (`crt.drops.images.CHANGES`).
+        told: How the source was understood, a line each.
     """
 
     name: str
@@ -40,6 +53,19 @@ class DataSet:
     left_out: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    near: list[str] = field(default_factory=list)
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    changes: Mapping[str, int] = field(default_factory=dict)
+    told: list[str] = field(default_factory=list)
+
+
+def common_size(sizes: Sequence[tuple[int, int]]) -> int:
+    """The size for images of these widths and heights: theirs, if all have one; else the middle of the shorter sides."""
+    sides = {side for size in sizes for side in size}
+    if len(sides) == 1 and max(sides) <= _LARGEST_COMMON:
+        return sides.pop()
+    shorter = sorted(map(min, sizes)) or [_LARGEST]
+    return min(_LARGEST, shorter[len(shorter) // 2])
 
 
 def write_digits(out: Path) -> DataSet:

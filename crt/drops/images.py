@@ -4,6 +4,7 @@ Training, certification and prediction all read images through here, so that all
 """
 
 import hashlib
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,6 +143,16 @@ def read_header(path: Path) -> tuple[str, tuple[int, int]]:
     """
     with _opened(path) as image:
         return image.mode, image.size
+
+
+def suffix_of(content: bytes) -> str:
+    """The suffix of a file of that content; .png where it is no image that is read."""
+    try:
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
+            kind = image.format or "PNG"
+    except Exception:  # it is named when it is read
+        return ".png"
+    return {"JPEG": ".jpg", "TIFF": ".tif", "HEIF": ".heic"}.get(kind, f".{kind.lower()}")
 
 
 @contextmanager

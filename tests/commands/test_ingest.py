@@ -222,7 +222,7 @@ def test_wrong_requests(repo, tmp_path):
         ingest(Project(repo), source, "2025-01")
     with pytest.raises(UserError, match="nowhere is missing"):
         ingest(Project(repo), tmp_path / "nowhere", "2025-04")
-    with pytest.raises(UserError, match=r"is no folder, .npz, zip or tar"):
+    with pytest.raises(UserError, match=r"is no folder, .npz, parquet file, zip or tar"):
         ingest(Project(repo), source / "3" / "0.png", "2025-04")
     assert state(repo) == before
 

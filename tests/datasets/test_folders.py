@@ -60,6 +60,13 @@ def test_a_fifth_becomes_the_test_set(tmp_path_factory, seeds, salt):
         )
 
 
+def test_a_training_part_alone_is_split(tmp_path):
+    class_folders(tmp_path / "in" / "train", 5)
+    found = write_folder(tmp_path / "out", tmp_path / "in", "pets")
+    assert found.told == ["test set: a fifth of each class, by the pixels alone"]
+    assert {place: sum(counts.values()) for place, counts in found.counts.items()} == {"base": 12, "test": 3}
+
+
 def test_the_split_is_stratified_and_depends_on_the_pixels_alone(tmp_path):
     source = class_folders(tmp_path / "in", 25)
     write_folder(tmp_path / "out", source, "pets")
@@ -114,12 +121,14 @@ def test_what_is_not_used_is_named(tmp_path):
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text("x")
     found = write_folder(tmp_path / "out", source, "x")
-    assert sorted(found.ignored) == ["README.md", "test/cat/a.xml", "train/labels.txt", "val/ (6 files)"]
-    (source / "train" / "dog" / "notes.txt").write_text("x")
-    assert write_folder(tmp_path / "again", source / "train", "x").ignored == [
-        "./labels.txt",
-        "./dog/notes.txt",
+    assert sorted(found.ignored) == ["README.md", "test/cat/a.xml", "train/labels.txt"]
+    assert found.told == [
+        f"not used: val/ (6 images): `crt ingest {source / 'val'} --drop NAME` adds it to the training images",
+        "test set: test/ (3 images)",
     ]
+    (source / "train" / "dog" / "notes.txt").write_text("x")
+    again = write_folder(tmp_path / "again", source / "train", "x")
+    assert sorted(again.ignored) == ["dog/notes.txt", "labels.txt"]
 
 
 def test_folders_without_an_image_are_no_classes(tmp_path):
@@ -186,8 +195,7 @@ def test_unreadable_and_unusable_images(tmp_path):
     [
         ([], "has 0 class folder"),
         (["cat"], "has 1 class folder"),
-        (["test/cat", "test/dog"], "has no .*train beside it"),
-        (["train/cat", "train/dog"], "no test/ or val/ beside it"),
+        (["test/cat", "test/dog"], r"has test/ \(2 images\), and no folder train/ beside: put the training"),
         (["train/cat", "train/fish", "test/cat", "test/dog"], r"lacks \(fish\)"),
     ],
 )
@@ -205,7 +213,9 @@ def test_archives_and_missing_folders_are_refused(tmp_path):
     (tmp_path / "in" / "train" / "b").mkdir()
     write_image(tmp_path / "in" / "train" / "a" / "cat" / "a.png", pixels(50))
     np.savez(tmp_path / "in" / "train" / "b" / "b.npz", images=np.zeros((1, 8, 8), np.uint8))
-    with pytest.raises(UserError, match=r"b has .npz archives: give class folders of image files"):
+    with pytest.raises(
+        UserError, match=r"in mixes .npz archives \(train/b/b.npz\) and image files \(test/cat/"
+    ):
         write_folder(tmp_path / "out", tmp_path / "in", "x")
     with pytest.raises(UserError, match="nowhere is missing"):
         write_folder(tmp_path / "out", tmp_path / "nowhere", "x")
