@@ -82,11 +82,7 @@ def said_anchor(release: Release) -> str:
 def _release_of(project: Project, ref: str) -> Release | None:
     """The release of this repository that a reference names; None: it names another model."""
     tag = ref.partition("#")[0].removeprefix("registry:")
-    return (
-        next((found for found in list_releases(project) if found.tag == tag), None)
-        if ref.startswith(OWN)
-        else None
-    )
+    return next((found for found in list_releases(project, prereleases=True) if found.tag == tag), None)
 
 
 def _reference(project: Project, what: str) -> str:
@@ -94,7 +90,9 @@ def _reference(project: Project, what: str) -> str:
     if own.startswith(OWN) and not pinned:
         what = own.removeprefix(OWN)
     if ":" not in what:
-        return find_release(project, what.removeprefix(f"{ARTIFACT}@")).ref
+        release = find_release(project, what.removeprefix(f"{ARTIFACT}@"))
+        _check_there(project, release)
+        return release.ref
     ref = parse(what)
     if ref.form == "path":
         place = locate(ref, project.root, project.root)
@@ -104,3 +102,24 @@ def _reference(project: Project, what: str) -> str:
                 f"write it as {what}#sha256={sha256_of(weights_of(place))}"
             )
     return what
+
+
+def _check_there(project: Project, release: Release) -> None:
+    """Make sure that a release's model can still be had, before it is pinned.
+
+    Raises:
+        UserError: DVC has it neither in its cache nor in its remote.
+    """
+    model = "models/student"
+    try:
+        recorded = f"{model}\n" in project.git("show", f"{release.commit}:./dvc.lock")
+    except UserError:
+        return  # a tag that was made by hand, elsewhere
+    if recorded:
+        try:
+            project.read_at(release.commit, f"{model}/model.json")
+        except UserError as error:
+            raise UserError(
+                f"{release.tag} cannot be pinned, since its model is gone ({error}): restore it with `dvc push` "
+                "from a clone that has it (`dvc gc` keeps releases only with --all-tags)"
+            ) from None

@@ -41,7 +41,7 @@ def release(project: Project, bump: Literal["major", "minor", "patch"] = "minor"
     """
     take_over(project)
     config = project.params
-    _check_author(project)
+    author = _check_author(project)
     check_tags(project)
     _check_committed(project)
     _check_up_to_date(project)
@@ -72,7 +72,7 @@ def release(project: Project, bump: Literal["major", "minor", "patch"] = "minor"
     if remote:
         print("pushing models, certificates and data to the default remote", file=sys.stderr)
         project.dvc("push", quiet=False)
-    made = _register(project, next_version(project, bump), found)
+    made = _register(project, next_version(project, bump), found, author)
     print(f"{made} is registered: {_sentence(found)}")
     if not remote:
         print("its data is on this machine only: `dvc remote add -d NAME URL` and `dvc push` share it")
@@ -149,12 +149,20 @@ def facts(project: Project, config: Config, gate: dict[str, Any]) -> dict[str, A
     }
 
 
-def _check_author(project: Project) -> None:
-    for key in ("user.name", "user.email"):
-        try:
-            project.git("config", key)
-        except UserError:
-            raise UserError(f"git does not know whose release this is: `git config {key} ...`") from None
+def _check_author(project: Project) -> tuple[str, str]:
+    """Whose release it is, by git's settings or its variables in the environment: name and e-mail.
+
+    Raises:
+        UserError: git does not know.
+    """
+    try:
+        said = project.git("-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT")
+    except UserError:
+        raise UserError(
+            "git does not know whose release this is: `git config user.name ...` and `git config user.email ...`"
+        ) from None
+    name, _, rest = said.partition(" <")
+    return name, rest.partition(">")[0]
 
 
 def _check_committed(project: Project) -> None:
@@ -204,14 +212,22 @@ def _more_images(gate: dict[str, Any], config: Config) -> str:
     return "certify more test images (certify.stride, certify.max_images)"
 
 
-def _register(project: Project, version: str, found: dict[str, Any]) -> str:
+def _register(project: Project, version: str, found: dict[str, Any], author: tuple[str, str]) -> str:
     """The new tag's name."""
     from gto.api import register
     from gto.exceptions import GTOException
 
     message = f"{_sentence(found)}\n\n{json.dumps(found, indent=2, ensure_ascii=False)}\n"
     try:
-        made = register(str(project.root.resolve()), ARTIFACT, "HEAD", version=version, message=message)
+        made = register(
+            str(project.root.resolve()),
+            ARTIFACT,
+            "HEAD",
+            version=version,
+            message=message,
+            author=author[0],
+            author_email=author[1],
+        )
     except GTOException as error:
         raise UserError(f"the version cannot be registered ({error})") from None
     return str(made.tag)

@@ -1,6 +1,7 @@
 """`crt releases`: the versions of the artifact `student`, with their metrics and what they changed."""
 
 import json
+import sys
 from typing import Any
 
 from crt.commands.tables import as_text
@@ -8,7 +9,13 @@ from crt.config import Anchored
 from crt.errors import UserError
 from crt.history import parse_history, version_of
 from crt.project import Project
-from crt.project.releases import Release, candidates, list_releases
+from crt.project.releases import (
+    Release,
+    candidates,
+    lightweight_tags,
+    list_releases,
+    of_lightweight,
+)
 from crt.report import formats
 
 
@@ -18,6 +25,8 @@ def show_releases(project: Project, *, json_lines: bool = False) -> None:
     Below it stand the anchor in use and how many students the pinned release has been compared with.
     """
     releases = list_releases(project)
+    if (tags := lightweight_tags(project)) and not json_lines:
+        print(of_lightweight(tags), file=sys.stderr)
     if not releases and not json_lines:
         print("no release yet: `crt release` makes one of the student in models/")
         return

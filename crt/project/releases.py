@@ -55,8 +55,12 @@ class Release:
         return None if self.certificates_ref is None else {"ref": self.certificates_ref, "reason": None}
 
 
-def list_releases(project: Project) -> list[Release]:
+def list_releases(project: Project, *, prereleases: bool = False) -> list[Release]:
     """Registered versions, the newest first (by version); those withdrawn with `gto deprecate` are left out.
+
+    Args:
+        project: The repository.
+        prereleases: Also those that were registered by hand, such as v2.0.0-rc.1: they never passed a gate.
 
     Raises:
         UserError: it is no git repository.
@@ -64,6 +68,7 @@ def list_releases(project: Project) -> list[Release]:
     return [
         Release(v.version, v.commit_hexsha, v.created_at, _facts(project, f"{ARTIFACT}@{v.version}"))
         for v in _versions(project)
+        if prereleases or not _is_prerelease(v)
     ]
 
 
@@ -71,7 +76,7 @@ def next_version(project: Project, bump: Literal["major", "minor", "patch"]) -> 
     """The version after the newest, counting those that were withdrawn; v1.0.0 after none."""
     from gto.versions import SemVer
 
-    used = _versions(project, active_only=False)
+    used = [version for version in _versions(project, active_only=False) if not _is_prerelease(version)]
     if not used:
         return FIRST
     return str(SemVer(used[0].version).bump(**{f"bump_{part}": part == bump for part in PARTS}).version)
@@ -147,18 +152,39 @@ def _versions(project: Project, active_only: bool = True) -> list[Any]:
         return list(artifact.get_versions(active_only=active_only))
 
 
+def _is_prerelease(version: Any) -> bool:
+    return "-" in version.version
+
+
+def lightweight_tags(project: Project) -> list[str]:
+    """Tags that have a release's name and no message: `git tag` without -a made them, and they are none."""
+    form = "--format=%(objecttype) %(refname:short)"
+    tags = project.git("for-each-ref", form, f"refs/tags/{ARTIFACT}@*").splitlines()
+    return [tag.partition(" ")[2] for tag in tags if tag.startswith("commit ")]
+
+
+def of_lightweight(tags: list[str]) -> str:
+    """What to do about `lightweight_tags`, in a sentence."""
+    return (
+        f"{', '.join(tags)} has no message, so it is no release: "
+        f"`git tag -a -f {tags[0]} {tags[0]}^{{}} -m MESSAGE` makes it one"
+    )
+
+
 def find_release(project: Project, version: str) -> Release:
-    """The release of that version; `latest` is the newest.
+    """The release of that version; `latest` is the newest, but no prerelease.
 
     Raises:
         UserError: there is none; those that there are are listed.
     """
+    if f"{ARTIFACT}@{version}" in lightweight_tags(project):
+        raise UserError(of_lightweight([f"{ARTIFACT}@{version}"]))
     found = list_releases(project)
-    if not found:
+    if not found and version == "latest":
         raise UserError(
             f"{project.root.resolve()} has no release yet: make one with `crt release`, or `git fetch --tags`"
         )
-    for release in found:
+    for release in [*found, *list_releases(project, prereleases=True)]:
         if version in ("latest", release.version):
             return release
     known = ", ".join(release.version for release in found)

@@ -101,12 +101,13 @@ class Project:
         except UserError:
             from dvc.api import DVCFileSystem
             from dvc.exceptions import DvcException
+            from dvc_data.index import DataIndexDirError
 
             try:
                 text: str = DVCFileSystem(str(self.root.resolve()), rev=revision).read_text(
                     name, encoding="utf-8"
                 )
-            except (OSError, DvcException) as error:
+            except (OSError, DvcException, DataIndexDirError) as error:
                 raise UserError(f"{name} of {revision} cannot be read ({error}): `dvc pull`") from None
             return text
 

@@ -1,20 +1,21 @@
 """Releases and pins on real git repositories; the whole flow is in tests/pipeline/test_retraining.py."""
 
 import json
+import re
 
 import pytest
 import yaml
-from data_repo import assert_composed, choice, delivery, listed_drops, run
+from data_repo import assert_composed, choice, commit, delivery, listed_drops, run
 
 import crt.project.repository as repository
 from crt.commands.ingest import ingest
 from crt.commands.pin import pin, pin_newest
-from crt.commands.release import _check_gate, release
+from crt.commands.release import _check_author, _check_gate, _register, release
 from crt.commands.releases import show_releases
 from crt.config import load
 from crt.errors import UserError
 from crt.project import Project
-from crt.project.releases import list_releases, next_version
+from crt.project.releases import find_release, list_releases, next_version
 
 HASHES = {"v1.0.0": "1" * 64, "v1.9.0": "2" * 64, "v1.10.0": "3" * 64}
 
@@ -200,6 +201,61 @@ def test_a_release_has_an_author(repo, monkeypatch):
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
     with pytest.raises(UserError, match=r"whose release this is: `git config user\.name"):
         release(Project(repo))
+
+
+def test_the_author_may_stand_in_the_environment(repo, monkeypatch):
+    """As CI gives it: git itself tags with it."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
+    for part, value in (("NAME", "ci"), ("EMAIL", "ci@example.org")):
+        monkeypatch.setenv(f"GIT_COMMITTER_{part}", value)
+    author = _check_author(Project(repo))
+    assert author == ("ci", "ci@example.org")
+    tagged = _register(
+        Project(repo), "v1.0.0", {"arch": "x", "acr": 0, "certified_accuracy": {}, "gate": "pass"}, author
+    )
+    assert run(
+        repo, "git", "for-each-ref", "--format=%(taggername) %(taggeremail)", f"refs/tags/{tagged}"
+    ) == ("ci <ci@example.org>\n")
+
+
+def test_a_candidate_is_not_the_latest_and_can_be_named(released, capsys):
+    tag(released, "student@v2.0.0-rc.1", "a candidate")
+    assert list_releases(Project(released))[0].version == "v1.10.0"
+    assert find_release(Project(released), "latest").version == "v1.10.0"
+    assert find_release(Project(released), "v2.0.0-rc.1").version == "v2.0.0-rc.1"
+    assert next_version(Project(released), "minor") == "v1.11.0"
+    pin(Project(released), "latest")
+    assert "student@v1.10.0" in capsys.readouterr().out
+
+
+def test_a_tag_without_a_message_is_named_with_the_remedy(released, capsys):
+    run(released, "git", "tag", "student@v3.0.0")
+    show_releases(Project(released))
+    said = capsys.readouterr().err
+    assert "student@v3.0.0 has no message, so it is no release" in said
+    with pytest.raises(UserError, match=r"student@v3\.0\.0 has no message"):
+        pin(Project(released), "v3.0.0")
+    author(released)
+    remedy = re.search(r"`git (.*)`", said)[1].replace("MESSAGE", "by hand").split(" -m ")
+    run(released, "git", *remedy[0].split(), "-m", remedy[1])
+    assert find_release(Project(released), "v3.0.0").tag == "student@v3.0.0"
+
+
+def test_what_dvc_gc_has_removed_is_not_pinned(released):
+    """The commit records a model that neither the cache nor a remote has."""
+    digest = "0123456789abcdef0123456789abcdef.dir"
+    out = {"path": "models/student", "hash": "md5", "md5": digest, "size": 1, "nfiles": 2}
+    (released / "dvc.lock").write_text(
+        yaml.safe_dump({"schema": "2.0", "stages": {"student": {"cmd": "x", "outs": [out]}}})
+    )
+    commit(released)
+    tag(released, "student@v2.0.0", "a student")
+    with pytest.raises(
+        UserError, match=r"student@v2.0.0 cannot be pinned, since its model is gone .*--all-tags"
+    ):
+        pin(Project(released), "v2.0.0")
+    assert pins(released) == {None}
 
 
 def test_a_metric_that_git_does_not_know_is_not_released(repo):
