@@ -229,6 +229,7 @@ class FetchedTeacher(Section):
     ref: str | None  # a model reference
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None  # of the file that ref names
     refs: list[str]  # model references: an ensemble's members
+    entry: str | None  # which of the file's entries holds the weights
     arch: str | None  # a timm model name, or cifar_resnet<depth>
     arch_args: dict[str, Any]  # passed to timm.create_model
     mean: list[float] | None  # of the normalization layer, per channel

@@ -25,7 +25,7 @@ from crt.spec import check_fits, to_unit
 from crt.teachers.check import Probe, accuracy, cause
 from crt.teachers.ensemble import combine
 from crt.teachers.normalization import Candidate, Evidence, candidates, clear_choice, weigh
-from crt.teachers.published import Published, build, in_order, recognize
+from crt.teachers.published import Published, build, foreign, in_order, recognize
 from crt.teachers.safe_load import load_checkpoint
 from crt.training.seeds import derive_seed
 
@@ -172,11 +172,15 @@ def _published(
     probe: Probe,
     choices: Sequence[Candidate],
 ) -> tuple[BaseClassifier, ModelInfo, list[Evidence], str]:
-    found = recognize(load_checkpoint(file), source, teacher.arch, teacher.arch_args)
+    found = recognize(load_checkpoint(file), source, teacher.arch, teacher.arch_args, teacher.entry)
     _say(f"recognized {found.arch} ({found.layout})")
     found = _with_classes(found, source, teacher, store)
     blank = build(found, source, store.spec)
     network = blank.network.to(probe.images.device)
+    left_alone = found.left_alone + foreign(found.tensors, network.state_dict())
+    if left_alone:
+        more = f" and {len(left_alone) - 10} more" if len(left_alone) > 10 else ""
+        _say(f"left alone, as no part of the network: {', '.join(left_alone[:10])}{more}")
     given = _given(teacher, found, store.spec.channels)
     if given is not None:
         choices = [given[0], *choices]

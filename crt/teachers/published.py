@@ -19,10 +19,7 @@ from crt.models.build import BaseClassifier, build_model, check_arch
 from crt.models.checkpoint import misfit
 from crt.models.cifar_resnet import DEPTHS
 from crt.spec import ImageSpec
-
-CONTAINERS = ("state_dict", "net", "model")
-_WRAPPERS = ("module.", "model.", "network.")
-_FRONTS = ("0.", "normalize.", "normalizer.")
+from crt.teachers.containers import find_state
 
 # (blocks per stage, channels of the first 1x1 or 3x3 convolution, of the second one's input) -> the name in
 # torchvision and timm
@@ -62,6 +59,7 @@ class Published:
     num_classes: int
     front: tuple[list[float], list[float]] | None
     layout: str
+    left_alone: list[str]
     epoch: int | None
 
 
@@ -70,6 +68,7 @@ def recognize(
     source: str,
     arch: str | None = None,
     arch_args: dict[str, Any] | None = None,
+    entry: str | None = None,
 ) -> Published:
     """Find the network in a checkpoint.
 
@@ -78,12 +77,13 @@ def recognize(
         source: The file, named in errors.
         arch: The network's name, where the tensors do not show it; where they do, it must agree.
         arch_args: The network's arguments.
+        entry: Which of the file's entries holds the weights, see `crt.teachers.containers`.
 
     Raises:
         UserError: No state dict, a network that must be named, or one that this project cannot build.
     """
-    container, found = _state_dict(checkpoint, source)
-    tensors, prefix, front = _unwrapped(found)
+    state = find_state(checkpoint, source, entry)
+    tensors = state.tensors
     if {1, 2, 4} - {tensor.ndim for tensor in tensors.values()}:
         raise UserError(
             f"{source} holds no image classifier: its tensors have no convolution or no last layer"
@@ -109,8 +109,9 @@ def recognize(
         tensors=tensors,
         heads=heads,
         num_classes=tensors[f"{heads[0]}.weight"].shape[0],
-        front=front,
-        layout=f"{container}, {prefix}",
+        front=state.front,
+        layout=state.layout,
+        left_alone=state.left_alone,
         epoch=epoch if isinstance(epoch, int) else None,
     )
 
@@ -143,6 +144,8 @@ def build(
     for name in expected.keys() - tensors.keys():
         if name.endswith(".num_batches_tracked"):  # very old files have none, and inference needs none
             tensors[name] = torch.zeros((), dtype=torch.long)
+    for name in foreign(tensors, expected):
+        del tensors[name]
     differences = misfit(expected, tensors)
     if differences:
         raise UserError(
@@ -153,52 +156,29 @@ def build(
     return model.eval()
 
 
+def foreign(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> list[str]:
+    """The tensors that are no part of a network: counters of operations, or what stands beside its layers.
+
+    A layer that the network lacks is none of these: it would change what the network computes.
+    """
+    tops = {name.partition(".")[0] for name in network}
+    return [
+        name
+        for name, tensor in tensors.items()
+        if name not in network
+        and (
+            name.rpartition(".")[2] in ("total_ops", "total_params")
+            or (name.partition(".")[0] not in tops and tensor.ndim < 4)
+        )
+    ]
+
+
 def in_order(found: Published, classes: Sequence[str], wanted: Sequence[str]) -> Published:
     """The same with its outputs, which are `classes`, in the order `wanted`."""
     order = torch.tensor([classes.index(name) for name in wanted])
     rows = [f"{head}.{part}" for head in found.heads for part in ("weight", "bias")]
     moved = {name: found.tensors[name][order] for name in rows if name in found.tensors}
     return replace(found, tensors={**found.tensors, **moved})
-
-
-def _state_dict(checkpoint: Mapping[str, Any], source: str) -> tuple[str, dict[str, Tensor]]:
-    container = next((name for name in CONTAINERS if isinstance(checkpoint.get(name), dict)), None)
-    inside = checkpoint if container is None else checkpoint[container]
-    tensors = {str(name): value for name, value in inside.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise UserError(
-            f"{source} holds no state dict (its entries are "
-            f"{', '.join(map(str, list(checkpoint)[:5])) or 'none'}): give a file with the network's weights"
-        )
-    return f"entry {container!r}" if container else "a bare state dict", tensors
-
-
-def _unwrapped(
-    tensors: dict[str, Tensor],
-) -> tuple[dict[str, Tensor], str, tuple[list[float], list[float]] | None]:
-    """The tensors by the network's own names; the prefix before them; mean and std of a layer before it."""
-    prefix, front = "", None
-    while True:
-        fronts = {name: t for name, t in tensors.items() if name.startswith(_FRONTS) and t.numel() in (1, 3)}
-        rest = {name: tensor for name, tensor in tensors.items() if name not in fronts}
-        wrapper = next(
-            (w for w in ("1.", *_WRAPPERS) if rest and all(name.startswith(w) for name in rest)), None
-        )
-        if wrapper is None:
-            return tensors, f"prefix {prefix!r}" if prefix else "no prefix", front
-        if fronts:
-            front = _mean_and_std(fronts)
-        tensors = {name.removeprefix(wrapper): tensor for name, tensor in rest.items()}
-        prefix += wrapper
-
-
-def _mean_and_std(front: dict[str, Tensor]) -> tuple[list[float], list[float]] | None:
-    def one(pattern: str) -> list[float] | None:
-        values = [tensor for name, tensor in front.items() if re.search(pattern, name.rpartition(".")[2])]
-        return values[0].flatten().double().tolist() if len(values) == 1 else None
-
-    mean, std = one(r"^(mean|means|mu)$"), one(r"^(std|stds|sd|sds|sigma)$")
-    return None if mean is None or std is None else (mean, std)
 
 
 def _name(checkpoint: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str, arch: str | None) -> str:
