@@ -40,6 +40,7 @@ STAYS = ("preset", "teacher", "student")  # what it had is chosen by name, whate
 NEW = {
     "data.validation": 0.0,  # nothing is set aside
     "data.near_copies": "list",  # nothing is left out
+    "teacher.entry": None,  # of the file, the weights are found
     "method.keep": 0.0,  # no release is held on to
     "student.args_for": ...,  # the stages do not read it
     "teacher.trained": ...,  # these two only name stages
