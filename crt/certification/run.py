@@ -78,7 +78,7 @@ def certify_store(
     Raises:
         UserError: model, data and settings do not fit, the disk is full, or a process was lost.
     """
-    images = range(len(store))[:: options.stride][: options.max_images]
+    images = chosen_images(len(store), options.stride, options.max_images)
     warnings = _check(info, store, images, sigma, options.allow_sigma_mismatch)
     smoothed = _smoothed(model, options, sigma, device, compile)
     counter = smoothed.counter(store.spec.shape)
@@ -101,6 +101,17 @@ def certify_store(
     rows = _rows(done, hashes, keys)
     write_table(out_tsv, rows, store.labels.tolist(), store.names, facts | made)
     journal.keep()
+
+
+def chosen_images(count: int, stride: int, max_images: int | None) -> list[int]:
+    """The numbers of the images that are certified: every `stride`-th, and of these at most so many.
+
+    They are spread evenly, since test sets are often sorted by class.
+    """
+    every = range(count)[::stride]
+    if max_images is None or len(every) <= max_images:
+        return list(every)
+    return [every[place * len(every) // max_images] for place in range(max_images)]
 
 
 def _rows(done: dict[str, Decided], hashes: dict[int, str], keys: dict[int, str]) -> list[Row]:
@@ -240,7 +251,7 @@ def _hash(pixels: np.ndarray) -> str:
 
 
 def _check(
-    info: ModelInfo, store: Store, images: range, sigma: float, allow_sigma_mismatch: bool
+    info: ModelInfo, store: Store, images: Sequence[int], sigma: float, allow_sigma_mismatch: bool
 ) -> list[str]:
     """What makes certificates doubtful, in words.
 
@@ -248,17 +259,23 @@ def _check(
         UserError: model, data and settings do not fit together.
     """
     check_fits("the model", info.spec, str(store.path), store.spec, "certify a model of this data set")
-    unlabelled = int((store.labels[images.start : images.stop : images.step] < 0).sum()) if images else 0
+    labels = store.labels[list(images)]
+    unlabelled = int((labels < 0).sum())
     if unlabelled:
         raise UserError(f"{store.path} has {unlabelled} unlabelled images: certify on labelled ones only")
+    missing = [store.spec.classes[label] for label in np.setdiff1d(store.labels, labels) if label >= 0]
+    warnings = []
+    if missing:
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        warnings.append(f"no image of the class {', '.join(missing[:10])}{more} is certified")
     if info.sigma == sigma:
-        return []
+        return warnings
     if not allow_sigma_mismatch:
         remedy = f"set sigma to {info.sigma:g}, or allow_sigma_mismatch to true if that is meant"
         check_same(
             "the model's training", f"{info.sigma:g}", "its certification", f"{sigma:g}", "sigma", remedy
         )
-    return [f"the model was trained with sigma {info.sigma:g} and is certified with {sigma:g}"]
+    return [*warnings, f"the model was trained with sigma {info.sigma:g} and is certified with {sigma:g}"]
 
 
 def _show(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import crt
 from crt.certification import journal
-from crt.certification.run import certify_store
+from crt.certification.run import certify_store, chosen_images
 from crt.certification.smoothing import SmoothedClassifier
 from crt.errors import UserError
 from crt.evaluation.certificates import read_certificates
@@ -74,13 +74,37 @@ def test_adaptive_radii_are_those_asked_for(tmp_path: Path) -> None:
 def test_radii_out_of_reach_are_a_warning_of_the_certificates(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"radius 5 is beyond what n=1,000 draws certify at sigma 0\.5"):
         out = certify(tmp_path, mode="adaptive", radii=[0.0, 0.25, 5.0], max_images=1)
-    assert len(json.loads(out.with_suffix(".json").read_text())["warnings"]) == 1
+    warnings = json.loads(out.with_suffix(".json").read_text())["warnings"]
+    assert sum("radius 5" in warning for warning in warnings) == 1
 
 
 def test_stride_and_max_images(tmp_path: Path) -> None:
     whole = without_time(certify(tmp_path))
-    assert without_time(certify(tmp_path, stride=3, max_images=5)) == [whole[0], *whole[1::3][:5]]
+    every = whole[1::3]
+    spread = [every[place * len(every) // 5] for place in range(5)]
+    assert without_time(certify(tmp_path, stride=3, max_images=5)) == [whole[0], *spread]
     assert without_time(certify(tmp_path, max_images=10_000)) == whole
+
+
+@pytest.mark.parametrize(
+    ("count", "stride", "most"), [(36, 1, 12), (1000, 7, 30), (10, 3, 2), (5, 1, 5), (7, 1, 6)]
+)
+def test_a_subset_has_all_classes_of_a_sorted_test_set(count, stride, most):
+    chosen = chosen_images(count, stride, most)
+    assert len(chosen) == min(most, len(range(0, count, stride)))
+    assert set(chosen) <= set(range(0, count, stride))
+    assert chosen == sorted(set(chosen))
+    gaps = np.diff([*chosen, count + stride - 1]) / stride
+    assert gaps.max() - gaps.min() < 2.5
+    assert chosen_images(count, stride, None) == list(range(0, count, stride))
+
+
+def test_a_class_without_a_certified_image_is_a_warning(tmp_path: Path) -> None:
+    out = certify(tmp_path, max_images=1)
+    found = json.loads(out.with_suffix(".json").read_text())["warnings"]
+    assert len(found) == 1
+    assert found[0].startswith("no image of the class ")
+    assert json.loads(certify(tmp_path).with_suffix(".json").read_text())["warnings"] == []
 
 
 def test_without_the_shortcut_every_image_is_estimated(tmp_path: Path) -> None:
