@@ -1,8 +1,10 @@
 """Which device this process computes on."""
 
 import os
+from typing import Any
 
 import torch
+from torch import nn
 
 from crt.errors import UserError
 
@@ -40,3 +42,32 @@ def has_bfloat16_units(device: torch.device) -> bool:
         # Without such units torch has kernels too, which are many times slower than float32's.
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
+
+
+def compiled(network: nn.Module, device: torch.device, **options: Any) -> nn.Module:
+    """The network as torch.compile makes it, once it is known that a compiler works here.
+
+    Args:
+        network: The network, on the device.
+        device: Its device.
+        options: Those of torch.compile.
+
+    Raises:
+        UserError: No compiler works.
+    """
+    try:
+        torch.compile(_plus_one)(torch.zeros(2, device=device))
+    except Exception as error:  # each backend has exceptions of its own
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
+        needed = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++"
+        raise UserError(
+            f"the network cannot be compiled here ({reason}): install {needed}, or set runtime.compile to false "
+            "(`crt predict`: leave --compile out)"
+        ) from None
+    return torch.compile(network, **options)  # type: ignore[return-value]
+
+
+def _plus_one(x: torch.Tensor) -> torch.Tensor:
+    return x + 1

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from crt.certification.check import TOLERANCE, ShapeCheck, check_batch_norms, check_function, made_up_images
 from crt.certification.noise import NoisyBatch, Piece, RoundedGaussian, noise_key
 from crt.certification.procedures import Draws, Procedure
+from crt.devices import compiled
 from crt.errors import UserError
 from crt.inference.int8 import quantize
 
@@ -67,7 +68,7 @@ def certified_network(
             raise UserError("precision int8 is not compiled: set compile to false")
         folded = quantize(folded, torch.Size(shape), sigma)
     network = folded.to(device=device, dtype=DTYPES[precision]).to(memory_format=torch.channels_last)
-    return torch.compile(network, dynamic=False) if compile_network else network  # type: ignore[return-value]
+    return compiled(network, device, dynamic=False) if compile_network else network
 
 
 class VoteCounter:

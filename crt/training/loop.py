@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from crt.config import Recipe
+from crt.devices import compiled
 from crt.errors import UserError
 from crt.files import write_text
 from crt.methods.base import Method
@@ -130,7 +131,7 @@ class _Run:
         self.wrapped: _FabricModule
         self.wrapped_optimizer: _FabricOptimizer
         self.wrapped, self.wrapped_optimizer = fabric.setup(
-            torch.compile(model) if compile_model else model, self.optimizer
+            compiled(model, fabric.device) if compile_model else model, self.optimizer
         )
         self.wrapped.train()
         self.generator = torch.Generator(fabric.device)
