@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -228,6 +229,7 @@ def prepare_training(job: Job, work: Path) -> Training:
     kind = methods.find_method(job.method.name)
     stores = [open_store(drop) for drop in job.drops]
     _check_same(stores)
+    missing = _without_images(job.name, stores) if kind.needs_labels else []
     device = choose_device(job.runtime.device)
     network = _first_weights(job, stores)
     precision = choose_precision(job.runtime.precision, network.model, stores[0].spec.shape, device)
@@ -256,7 +258,7 @@ def prepare_training(job: Job, work: Path) -> Training:
         "warm_start": network.start is not None,
         "bank_views": views,
         "precision": precision,
-    }
+    } | ({"classes_without_images": missing} if missing else {})
     sections = [part.model_dump() for part in (network.recipe, job.method, job.augment)]
     runtime = [fabric.device.type, fabric.world_size, job.runtime.compile]
     code = [*CODE, f"methods/{job.method.name}.py", *(["bank.py"] if views else [])]
@@ -382,6 +384,31 @@ def frozen_teacher(model: nn.Module) -> nn.Module:
 def fingerprint(stores: Sequence[Store]) -> str:
     """SHA-256, hex, of the drops' fingerprints in their order."""
     return hashlib.sha256("".join(store.fingerprint for store in stores).encode()).hexdigest()
+
+
+def _without_images(name: str, stores: Sequence[Store]) -> list[str]:
+    """The classes of which there is no image to learn from, by their names.
+
+    Raises:
+        UserError: There are images of one class at most.
+    """
+    seen = {int(label) for store in stores for label in np.unique(store.labels[~store.validation])} - {-1}
+    classes = stores[0].spec.classes
+    there = ", ".join(str(store.path) for store in stores)
+    if len(seen) < 2:
+        of = f"the class {classes[seen.pop()]} alone" if seen else "no class"
+        raise UserError(
+            f"{there} has labeled images of {of}, so the {name} would learn nothing: choose a drop of all classes "
+            "(teacher.drop)"
+        )
+    missing = [classes[label] for label in range(len(classes)) if label not in seen]
+    if missing:
+        print(
+            f"the {name} cannot learn the class {', '.join(missing[:10])}{' ...' if len(missing) > 10 else ''}: "
+            f"{there} has no image of it (teacher.drop chooses another drop)",
+            file=sys.stderr,
+        )
+    return missing
 
 
 def _check_same(stores: Sequence[Store]) -> None:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -280,6 +281,46 @@ def test_images_without_labels_teach_by_transfer_alone(place, teacher, tmp_path)
     place.student(teacher=teacher, name="none", drops=[none])
     with pytest.raises(UserError, match="0 labelled training images"):
         place.student("method=gaussian", name="other", drops=[none])
+
+
+def some_classes(folder: Path, labels: list[int], validation: tuple[int, ...] = ()) -> Path:
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8, 1), dtype=np.uint8)
+    return write_prepared(folder, images, labels, spec_of(images, 3), validation)
+
+
+def test_a_drop_of_one_class_teaches_nothing(tmp_path):
+    # The only image of another class is set aside for validation.
+    place = Place(tmp_path, [some_classes(tmp_path / "cats", [1] * 20 + [2], validation=(20,))])
+    with pytest.raises(
+        UserError, match=r"cats has labeled images of the class 1 alone, so the teacher would learn nothing"
+    ):
+        place.teacher()
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_class_without_an_image_is_said(tmp_path, capsys, place, teacher):
+    two = Place(tmp_path, [some_classes(tmp_path / "two", [1, 2] * 20)])
+    two.teacher("teacher.epochs=1")
+    assert "the teacher cannot learn the class 0: " in capsys.readouterr().err
+    assert two.results("teacher")["classes_without_images"] == ["0"]
+    assert "classes_without_images" not in place.results("teacher")
+
+
+@pytest.mark.slow
+def test_compiling_without_a_compiler_ends_in_a_sentence(tmp_path):
+    """In a process of its own: torch remembers what was compiled."""
+    script = (
+        "import torch; from crt.devices import compiled; from crt.errors import UserError\n"
+        "try: compiled(torch.nn.Linear(2, 2), torch.device('cpu'))\n"
+        "except UserError as error: print(error)"
+    )
+    environment = os.environ | {"CXX": "/nonexistent/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("the network cannot be compiled here (")
+    assert "set runtime.compile to false" in done.stdout
+    assert done.stdout.count("\n") == 1
 
 
 def test_a_device_that_is_not_there(place):
