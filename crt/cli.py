@@ -114,12 +114,19 @@ def get_data(
 def ingest(
     source: Annotated[Path, typer.Argument(help="A folder, an archive (zip, tar) or an .npz of images")],
     drop: Annotated[str, typer.Option("--drop", help="The new drop's name, e.g. 2025-04")],
+    add_classes: Annotated[
+        bool,
+        typer.Option(
+            "--add-classes",
+            help="Unknown class folders become classes; a fifth of their images is for the test.",
+        ),
+    ] = False,
     root: Root = Path(),
 ) -> None:
     """Add a delivery of training data as a new drop: check, copy and record it, pin the newest release."""
     from crt.commands.ingest import ingest as run
 
-    run(Project(root), source, drop)
+    run(Project(root), source, drop, add_classes=add_classes)
 
 
 @app.command("drop-data", epilog="Example: `crt drop-data 2025-04`.")

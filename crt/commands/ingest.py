@@ -6,15 +6,18 @@ No step leaves a mark of its own: after a kill, the same command ends what was b
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crt.commands import told
 from crt.commands.arrived import Arrived
 from crt.commands.decidable import say_decidable
-from crt.commands.pin import pin_newest, said_anchor
-from crt.config import Data
+from crt.commands.grow import Growth, add_to_data, find_growth, known_classes, set_aside
+from crt.commands.pin import pin_newest, said_anchor, set_pins
+from crt.config import Config, Data
 from crt.datasets.deliveries import write_drop
 from crt.drops.copies import KnownImages
 from crt.drops.layout import first_ten, read_classes
@@ -29,14 +32,15 @@ from crt.spec import ImageSpec
 DROPS = ("data", "drops")
 
 
-def ingest(project: Project, source: Path, drop: str) -> None:
+def ingest(project: Project, source: Path, drop: str, *, add_classes: bool = False) -> None:
     """Copy a delivery to data/train/<drop>, after the checks that `prepare` makes, and record it.
 
     Args:
         project: The repository.
-        source: A folder as `crt.drops.layout` describes it, an .npz, or a zip or tar archive of such a
-            folder.
+        source: A folder or file in a layout that docs/data.md lists.
         drop: The new drop's name.
+        add_classes: Class folders that classes.txt does not know become classes; a fifth of their images goes
+            to the test set.
 
     Raises:
         UserError: The delivery fails a check, or the name is taken; nothing is changed then.
@@ -49,17 +53,59 @@ def ingest(project: Project, source: Path, drop: str) -> None:
     if not source.exists():
         raise UserError(f"{source} is missing: name a folder, an .npz or an archive of images")
     take_over(project)
+    received = _receive(project, source, drop, add_classes)
+    growth = received.growth
+    leave_sample_remote(project)
+    changed = ["data/classes.txt", "data/test"] if growth else []
+    project.dvc("add", f"data/train/{drop}", *changed, quiet=False)
+    choice, pinned = project.choice, None
+    choice.put(DROPS, [*(name for name in project.params.data.drops if name != drop), drop])
+    if growth:
+        choice.put(("data", "num_classes"), len(growth.classes))
+        set_pins(choice, None)
+    else:
+        pinned = pin_newest(project, choice)
+    config = project.choose(choice)
+    _report(drop, received)
+    if growth:
+        _report_growth(growth, received.summary, config)
+    received.arrived.report()
+    if pinned is not None:
+        print(f"{pinned.tag} is pinned, as baseline and as start of training (`crt pin` chooses another)")
+        print(said_anchor(pinned))
+    say_decidable(project)
+    show_next(project)
+
+
+@dataclass(frozen=True)
+class _Received:
+    """What is known of a delivery that passed all checks and lies in data/."""
+
+    summary: dict[str, Any]
+    understood: list[str]
+    arrived: Arrived
+    growth: Growth | None
+
+
+def _receive(project: Project, source: Path, drop: str, add_classes: bool) -> _Received:
+    """Check a delivery and write it to data/."""
     root, data = project.root, project.params.data
     target = root / "data" / "train" / drop
     known = drop in data.drops
     taken = f"the drop {drop!r} exists already: choose another name, or remove it with `crt drop-data {drop}`"
     if known and not target.exists():
         raise UserError(taken)
-
     _pull_missing(project)
-    classes = read_classes(root / "data", data.num_classes)
+    growth = None
+    staged = root / ".work" / "new-classes"
+    shutil.rmtree(staged, ignore_errors=True)
+    classes = (known_classes if add_classes else read_classes)(root / "data", data.num_classes)
     with replacing(target) as aside:
-        understood = write_drop(source, aside, classes)
+        understood = write_drop(source, aside, None if add_classes else classes)
+        if add_classes:
+            growth = find_growth(aside, classes, data)
+            set_aside(growth, drop, staged)
+            classes = growth.classes
         arrived = Arrived(root, [name for name in data.drops if name != drop], classes)
         summary = _check(project, aside, source, classes, data, arrived.look)
         arrived.check(source)
@@ -70,20 +116,9 @@ def ingest(project: Project, source: Path, drop: str) -> None:
                 f"{target} exists, with other contents than {source}, but is no drop yet: "
                 "run the `crt ingest` that was killed once more, or move it elsewhere first"
             )
-
-    leave_sample_remote(project)
-    project.dvc("add", f"data/train/{drop}", quiet=False)
-    choice = project.choice
-    choice.put(DROPS, [*(name for name in data.drops if name != drop), drop])
-    pinned = pin_newest(project, choice)
-    project.choose(choice)
-    _report(drop, summary, understood)
-    arrived.report()
-    if pinned is not None:
-        print(f"{pinned.tag} is pinned, as baseline and as start of training (`crt pin` chooses another)")
-        print(said_anchor(pinned))
-    say_decidable(project)
-    show_next(project)
+        if growth:
+            add_to_data(growth, drop, staged, root / "data", data)
+    return _Received(summary, understood, arrived, growth)
 
 
 def drop_data(project: Project, drop: str) -> None:
@@ -160,6 +195,8 @@ def _check(
         message = str(error)
         if source.is_file():  # its copy lies in the folder that stands for it
             message = message.replace(str(folder / source.name), str(source))
+        if "that classes.txt does not know" in message:
+            message += "; `crt ingest --add-classes` makes them classes"
         raise UserError(message.replace(str(folder), str(source))) from None
 
 
@@ -171,8 +208,27 @@ def _prepared_test(project: Project) -> KnownImages | None:
     return prepared_images(folder)
 
 
-def _report(drop: str, summary: dict[str, Any], understood: list[str]) -> None:
+def _report_growth(growth: Growth, summary: dict[str, Any], config: Config) -> None:
+    counts = Counter(growth.classes[file.label] for file in growth.test)
+    tested = ", ".join(f"{name} {count}" for name, count in counts.items())
+    print(f"  new classes: {', '.join(growth.new)}; to the test set: {tested}")
+    print(
+        "  no release knows them, so none is pinned: release with `crt release --bump major` when it is time"
+    )
+    all_there = all(summary["classes"].values())
+    remedy = (
+        f"`crt compose teacher.drop={config.data.drops[-1]}` trains it on this one, which has all classes"
+    )
+    if not all_there:
+        remedy = (
+            "choose a drop of all classes (teacher.drop), or a method without a teacher (method=consistency)"
+        )
+    print(f"  the teacher's drop {config.teacher.drop} has no image of them: {remedy}")
+
+
+def _report(drop: str, received: _Received) -> None:
+    summary = received.summary
     counts = ", ".join(f"{name} {count}" for name, count in summary["classes"].items() if count)
     print(f"the drop {drop}: {summary['images']} images ({counts or 'no labels'})")
-    for line in [*understood, *told.of_summary(summary)]:
+    for line in [*received.understood, *told.of_summary(summary)]:
         print(f"  {line}")

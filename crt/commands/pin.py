@@ -81,6 +81,8 @@ def said_anchor(release: Release) -> str:
 
 def _release_of(project: Project, ref: str) -> Release | None:
     """The release of this repository that a reference names; None: it names another model."""
+    if not ref.startswith(OWN):
+        return None
     tag = ref.partition("#")[0].removeprefix("registry:")
     return next((found for found in list_releases(project, prereleases=True) if found.tag == tag), None)
 

@@ -11,17 +11,17 @@ from crt.datasets.lists import find_lists, images_in
 from crt.datasets.parquet import holds_parquet, is_parquet, unpack_parquet
 from crt.datasets.parts import flat_name, labeled_by, without_wrappers
 from crt.datasets.roles import split_names
-from crt.drops.layout import LABELS_FILE, ClassNames, first_ten, is_labels, walk_files
+from crt.drops.layout import LABELS_FILE, ClassNames, check_class_names, first_ten, is_labels, walk_files
 from crt.errors import UserError
 
 
-def write_drop(source: Path, folder: Path, classes: Sequence[str]) -> list[str]:
+def write_drop(source: Path, folder: Path, classes: Sequence[str] | None) -> list[str]:
     """Copy a delivery to an empty folder, in a layout of raw drops.
 
     Args:
         source: A folder, an `.npz`, a parquet file, or a zip or tar archive of such a folder.
         folder: Where the drop goes.
-        classes: The names of the classes, which are no folders around the images.
+        classes: The names of the classes, which are no folders around the images; None: any are welcome.
 
     Returns:
         How it was understood, a line each.
@@ -41,10 +41,10 @@ def write_drop(source: Path, folder: Path, classes: Sequence[str]) -> list[str]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _as_folder(source: Path, scratch: Path, classes: Sequence[str]) -> Path:
+def _as_folder(source: Path, scratch: Path, classes: Sequence[str] | None) -> Path:
     """The folder of image files or `.npz` that a source is, or that it was unpacked to."""
     if source.is_file() and is_archive(source) and not is_npz(source):
-        unpack(source, scratch / "files", classes)
+        unpack(source, scratch / "files", classes or ())
         source = scratch / "files"
     if holds_parquet(source) if source.is_dir() else is_parquet(source):
         unpack_parquet(source, scratch / "tables")
@@ -54,11 +54,11 @@ def _as_folder(source: Path, scratch: Path, classes: Sequence[str]) -> Path:
     raise UserError(f"{source} is no folder, .npz, parquet file, zip or tar archive: deliver one of these")
 
 
-def _write_folder(source: Path, folder: Path, classes: Sequence[str]) -> list[str]:
+def _write_folder(source: Path, folder: Path, classes: Sequence[str] | None) -> list[str]:
     if is_npz(source):
         as_drop(source, folder / source.name)
         return []
-    known = ClassNames(classes)
+    known = None if classes is None else ClassNames(classes)
     lists = find_lists(source)
     root = without_wrappers(source, lists=lists, known=known)
     told = [f"the images lie in {root.relative_to(source).as_posix()}/"] if root != source else []
@@ -75,8 +75,9 @@ def _write_folder(source: Path, folder: Path, classes: Sequence[str]) -> list[st
         names = first_ten([one.path.name for one in lists])
         raise UserError(f"{source} has lists of several parts ({names}): leave that of the delivery alone")
     labels = labeled_by(lists)
-    unknown = {label for label in labels.values() if label is not None and known.label(label) is None}
-    if unknown:
+    found = {label for label in labels.values() if label is not None}
+    check_class_names(sorted(found), str(lists[0].path))
+    if unknown := {label for label in found if known and known.label(label) is None}:
         raise UserError(
             f"{lists[0].path} has labels that classes.txt does not know ({first_ten(sorted(unknown))}): correct them"
         )
@@ -84,14 +85,14 @@ def _write_folder(source: Path, folder: Path, classes: Sequence[str]) -> list[st
     return told + [f"labels: {one.path.relative_to(root).as_posix()}, {one.column}" for one in lists]
 
 
-def _the_training_part(root: Path, known: ClassNames, unpacked: bool) -> Path:
+def _the_training_part(root: Path, known: ClassNames | None, unpacked: bool) -> Path:
     """The folder itself, or the only part in it, `train`.
 
     Raises:
         UserError: There are other parts in it.
     """
     tops = {image.partition("/")[0] for image in images_in(root) if "/" in image}
-    splits = split_names(name for name in tops if known.label(name) is None)
+    splits = split_names(name for name in tops if known is None or known.label(name) is None)
     if splits and splits.keys() != {"train"}:
         named = " and ".join(sorted(splits.values()))
         remedy = (

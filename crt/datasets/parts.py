@@ -10,7 +10,7 @@ from pathlib import Path
 
 from crt.datasets.lists import LabelList, find_lists, images_in
 from crt.datasets.roles import Role, split_names
-from crt.drops.layout import ClassNames, check_encoding, compose, first_ten, is_image, is_junk, walk_files
+from crt.drops.layout import ClassNames, compose, first_ten, folders, is_image, is_junk, walk_files
 from crt.errors import UserError
 
 _LONGEST = 200  # bytes of a file's name
@@ -246,14 +246,6 @@ def _is_class(train: str | None, images: Sequence[str]) -> bool:
     """Whether the folder `train` is a class: it holds images themselves, and others that are no parts do too."""
     holders = {image.partition("/")[0] for image in images if image.count("/") == 1}
     return train in holders and any(not split_names([name]) for name in holders)
-
-
-def folders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, sorted."""
-    found = [entry for entry in folder.iterdir() if entry.is_dir() and not is_junk(entry.name)]
-    for entry in found:
-        check_encoding(entry)
-    return sorted(entry.name for entry in found)
 
 
 def _files(folder: Path) -> Iterator[Path]:

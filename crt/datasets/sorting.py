@@ -60,7 +60,7 @@ def sort_out(
     _check_labels([entry for part in (*drops.values(), test or []) for entry in part], classes)
     kept = {drop: list(entries) for drop, entries in drops.items()}
     if test is None:
-        kept["base"], test = _split(kept["base"])
+        kept["base"], test = split_off(kept["base"])
     known = KnownImages()
     for entry in test:
         known.add(entry.name, entry.sha256, entry.look)
@@ -112,7 +112,7 @@ def _check_labels(entries: Iterable[Entry], classes: Sequence[str]) -> None:
         )
 
 
-def _split(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+def split_off(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
     """Training and test images: a fifth of each class, chosen by the hash of the pixels alone."""
     sizes = Counter(entry.label for entry in entries)
     del sizes[-1]  # without a label: for training

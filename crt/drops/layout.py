@@ -197,6 +197,18 @@ def _read_class_folders(
     return sorted(files, key=lambda file: (file.label, file.name)), ignored
 
 
+def folders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, sorted, but for junk.
+
+    Raises:
+        UserError: A name is no text.
+    """
+    found = [entry for entry in folder.iterdir() if entry.is_dir() and not is_junk(entry.name)]
+    for entry in found:
+        check_encoding(entry)
+    return sorted(entry.name for entry in found)
+
+
 def walk_files(folder: Path) -> list[Path]:
     """All files below a folder, sorted, but for junk. Folders directly in it may be links, as class folders may.
 

@@ -15,7 +15,8 @@ import crt.project.repository as repository
 from crt.commands.compose import compose
 from crt.commands.ingest import drop_data, ingest
 from crt.config import load
-from crt.drops.prepare import prepare_drop
+from crt.drops.layout import read_classes
+from crt.drops.prepare import Checks, check_drop, prepare_drop, raw_images
 from crt.errors import UserError
 from crt.project import Project
 from crt.spec import ImageSpec
@@ -499,3 +500,98 @@ def test_what_was_done_and_what_is_not_used_is_told(repo, no_dvc, tmp_path, caps
     assert "  turned as the EXIF tag says: 1\n" in out
     assert "  other files, not used: 12 (.xml 12): 7/00.xml, " in out
     assert "7/09.xml and 2 more\n" in out
+
+
+def as_class_folders(repo):
+    """The same project with a test set of class folders, as `crt get-data folder:` makes it."""
+    (repo / "data/test/digits.npz").unlink()
+    for label in range(10):
+        for index in range(2):
+            path = repo / "data/test" / str(label) / f"{index}.png"
+            path.parent.mkdir(exist_ok=True)
+            pixels = np.random.default_rng(900 + 10 * label + index).integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize("test_set", ["npz", "folders"])
+def test_a_new_class_in_a_delivery(repo, no_dvc, tmp_path, capsys, test_set):
+    if test_set == "folders":
+        as_class_folders(repo)
+    source = delivery(tmp_path / "in")
+    for index in range(10):
+        path = source / "A" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        pixels = np.random.default_rng(500 + index).integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    before = state(repo)
+    with pytest.raises(
+        UserError, match=r"does not know \(A\).*`crt ingest --add-classes` makes them classes"
+    ):
+        ingest(Project(repo), source, "2025-04")
+    assert state(repo) == before
+    ingest(Project(repo), source, "2025-04", add_classes=True)
+    out = capsys.readouterr().out
+    assert "the drop 2025-04: 14 images (3 3, 7 3, A 8)" in out
+    assert "new classes: A; to the test set: A 2" in out
+    assert "the teacher's drop 2025-01 has no image of them: choose a drop of all classes" in out
+    config = load(repo / "params.yaml")
+    assert config.data.num_classes == 11
+    classes = read_classes(repo / "data", 11)
+    assert classes[10] == "A"
+    spec = ImageSpec(tuple(classes), 8, 1)
+    tested = check_drop(repo / "data/test", spec=spec, checks=Checks(need_labels=True))
+    assert tested["classes"]["A"] == 2
+    assert tested["images"] == (22 if test_set == "folders" else 362)
+    known = raw_images(repo / "data/test", spec=spec)
+    assert check_drop(repo / "data/train/2025-04", spec=spec, checks=Checks(tested=known))["images"] == 14
+    # The next delivery has it as any other class.
+    ingest(Project(repo), tmp_path / "in" / "3", "unlabeled")
+    assert listed_drops(repo) == [*SAMPLE, "2025-04", "unlabeled"]
+
+
+def test_new_classes_after_kills(repo, tmp_path, monkeypatch):
+    as_class_folders(repo)
+    run(repo, "dvc", "add", "-q", "data")
+    source = delivery(tmp_path / "in")
+    for index in range(5):
+        path = source / "A" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        pixels = np.random.default_rng(500 + index).integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+
+    def kill(*_, **__):
+        raise Kill
+
+    for where, step in ((command, "add_to_data"), (Project, "dvc"), (Project, "choose")):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, step, kill)
+            with pytest.raises(Kill):
+                ingest(Project(repo), source, "2025-04", add_classes=True)
+    ingest(Project(repo), source, "2025-04", add_classes=True)
+    assert load(repo / "params.yaml").data.num_classes == 11
+    assert [path.name for path in (repo / "data/test/A").iterdir()] != []
+    assert len(list((repo / "data").rglob("A/*.png"))) == 5
+    assert run(repo, "dvc", "status", "-q", "data.dvc") == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["3/0.png"], "has no class folder that classes.txt lacks: leave --add-classes out"),
+        (["A/0.png"], "has one image of the class A: "),
+        (["A/0.png", "A/1.png", "a/2.png", "a/3.png"], None),  # two classes that differ in case
+    ],
+)
+def test_deliveries_without_a_new_class(repo, no_dvc, tmp_path, names, message):
+    for number, name in enumerate(names):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    before = state(repo)
+    if message is None:
+        ingest(Project(repo), tmp_path / "in", "2025-04", add_classes=True)
+        assert read_classes(repo / "data", 12)[10:] == ["A", "a"]
+        return
+    with pytest.raises(UserError, match=message):
+        ingest(Project(repo), tmp_path / "in", "2025-04", add_classes=True)
+    assert state(repo) == before
