@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from crt.commands.pin import unpin_misfits
 from crt.errors import UserError
 from crt.project import Project
 from crt.project.choice import FACTS, PINS, Choice, differences, dotted, get
@@ -25,7 +26,9 @@ def compose(project: Project, overrides: Sequence[str] = (), *, reset: bool = Fa
     choice = project.choice
     if reset:
         choice = choice.only(("preset",), (*FACTS, *PINS))
-    project.choose(chosen(project, choice, overrides))
+    choice = chosen(project, choice, overrides)
+    unpin_misfits(project, choice)
+    project.choose(choice)
 
 
 def chosen(project: Project, choice: Choice, overrides: Sequence[str]) -> Choice:

@@ -11,6 +11,7 @@ from typing import Any
 
 from crt.commands import told
 from crt.commands.decidable import say_decidable
+from crt.commands.pin import unpin_misfits
 from crt.datasets.folders import write_folder
 from crt.datasets.sources import DataSet, write_cifar10, write_digits, write_fashion_mnist
 from crt.drops.layout import first_ten
@@ -70,6 +71,7 @@ def get_data(
         set_remote(project, remote)  # before `dvc add`, which then hands the file to git
     project.dvc("add", "data", quiet=False)
     set_remote(project, remote)
+    unpin_misfits(project, choice)
     project.choose(choice)
     _report(found, near_left_out=settings["near_copies"] == "drop")
     say_decidable(project)

@@ -1,10 +1,17 @@
 """`crt pin`: choose the release that students are compared with and that their training starts from."""
 
+import contextlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
+from crt.config import Config
 from crt.errors import UserError
+from crt.evaluation.anchor import apart
 from crt.history import version_of
+from crt.drops.layout import read_classes
 from crt.project import Project
 from crt.project.choice import Choice, get
 from crt.project.releases import (
@@ -52,6 +59,18 @@ def set_pins(choice: Choice, ref: str | None, anchor: Mapping[str, Any] | None =
         choice.put(("gate", "against"), "baseline")
 
 
+def unpin_misfits(project: Project, choice: Choice) -> None:
+    """Take back pins of a release of this project that does not fit what is chosen now, and say it."""
+    ref = get(choice.values, ("pinned", "baseline", "ref"))
+    if ref is None or not str(ref).startswith(OWN):
+        return
+    config = project.composed(choice=choice)[1]
+    for release in list_releases(project, prereleases=True):
+        if release.ref == ref and (why := _misfit(project, release, config)):
+            set_pins(choice, None)
+            print(f"{release.tag} is no longer pinned: {why}; release with `crt release --bump major`")
+
+
 def pin_newest(project: Project, choice: Choice) -> Release | None:
     """Choose the newest release, unless a reference from elsewhere is pinned; None: that changes nothing.
 
@@ -67,8 +86,36 @@ def pin_newest(project: Project, choice: Choice) -> Release | None:
     releases = list_releases(project)
     if not releases or refs == {releases[0].ref}:
         return None
+    if why := _misfit(project, releases[0], project.params):
+        print(f"the newest release is not pinned: {why}")
+        return None
     set_pins(choice, releases[0].ref, releases[0].anchor)
     return releases[0]
+
+
+def _misfit(project: Project, release: Release, config: Config) -> str | None:
+    """Why a release cannot be compared with what these parameters make, in words; None: no reason is known.
+
+    Its commit's parameters and metrics say what it was made for, so that no model needs to be pulled.
+    """
+    data = config.data
+    now: dict[str, Any] = {
+        "image_size": data.image_size,
+        "channels": data.channels,
+        "sigma": config.sigma,
+    }
+    try:
+        then = yaml.safe_load(project.git("show", f"{release.commit}:./params.yaml"))
+        before = {key: then["data"][key] for key in ("image_size", "channels")} | {"sigma": then["sigma"]}
+    except (UserError, yaml.YAMLError, KeyError, TypeError):  # made elsewhere, or by an older version
+        return None
+    with contextlib.suppress(UserError, ValueError, KeyError, TypeError):  # where both say their classes
+        tested = json.loads(project.git("show", f"{release.commit}:./results/prepare/test.json"))
+        before["classes"], now["classes"] = (
+            list(tested["classes"]),
+            read_classes(project.root / "data", data.num_classes),
+        )
+    return apart(now, before, release.version)
 
 
 def said_anchor(release: Release) -> str:
@@ -94,6 +141,11 @@ def _reference(project: Project, what: str) -> str:
     if ":" not in what:
         release = find_release(project, what.removeprefix(f"{ARTIFACT}@"))
         _check_there(project, release)
+        if why := _misfit(project, release, project.params):
+            raise UserError(
+                f"{why}, so it can be neither compared with nor started from: leave it unpinned, and release "
+                "with `crt release --bump major`"
+            )
         return release.ref
     ref = parse(what)
     if ref.form == "path":

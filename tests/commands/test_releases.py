@@ -8,6 +8,7 @@ import yaml
 from data_repo import assert_composed, choice, commit, delivery, listed_drops, run
 
 import crt.project.repository as repository
+from crt.commands.compose import compose
 from crt.commands.ingest import ingest
 from crt.commands.pin import pin, pin_newest
 from crt.commands.release import _check_author, _check_gate, _register, release
@@ -99,6 +100,42 @@ def test_what_cannot_be_pinned_changes_nothing(released, what, said):
     with pytest.raises(UserError, match=said):
         pin(Project(released), what)
     assert pins(released) == {None}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("sigma=0.5", r"sigma is 0\.5, and 0\.25 in v1\.10\.0"),
+        ("data.image_size=16", r"the image size is 16, and 8 in v1\.10\.0"),
+    ],
+)
+def test_what_a_release_was_not_made_for_is_not_compared_with_it(released, tmp_path, capsys, change, said):
+    pin(Project(released), "latest")
+    compose(Project(released), ["teacher.epochs=7"])
+    assert len(pins(released)) == 1
+    assert pins(released) != {None}
+    compose(Project(released), [change])
+    assert pins(released) == {None}
+    out = capsys.readouterr().out
+    assert re.search(
+        rf"student@v1\.10\.0 is no longer pinned: {said}; release with `crt release --bump major`", out
+    )
+    with pytest.raises(UserError, match=rf"{said}, so it can be neither compared with nor started from"):
+        pin(Project(released), "v1.10.0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Project, "dvc", lambda *_, **__: "")
+        assert pin_newest(Project(released), Project(released).choice) is None
+    assert re.search(f"the newest release is not pinned: {said}", capsys.readouterr().out)
+
+
+def test_a_release_of_other_classes(released, capsys):
+    (released / "results/prepare").mkdir(parents=True)
+    names = {str(number): 36 for number in range(9)} | {"nine": 36}
+    (released / "results/prepare/test.json").write_text(json.dumps({"classes": names}))
+    commit(released)
+    tag(released, "student@v2.0.0", f"a student\n\n{json.dumps({'weights_sha256': '4' * 64})}\n")
+    with pytest.raises(UserError, match=r"the classes are not those of v2\.0\.0, so it can"):
+        pin(Project(released), "v2.0.0")
 
 
 def test_without_a_release_there_is_none_to_pin(repo, capsys):
