@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 
 from crt.config import Config
+from crt.drops.layout import read_classes
 from crt.errors import UserError
 from crt.evaluation.anchor import apart
 from crt.history import version_of
-from crt.drops.layout import read_classes
 from crt.project import Project
 from crt.project.choice import Choice, get
 from crt.project.releases import (
