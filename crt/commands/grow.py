@@ -1,7 +1,6 @@
 """New classes in a delivery: their names in classes.txt, and a fifth of their images in the test set.
 
-Every step can be repeated: which classes are new is told by the number of classes that was chosen, and that is
-written last.
+Every step can be repeated: data.num_classes tells which classes are new, and it is written last.
 """
 
 import shutil
@@ -86,7 +85,8 @@ def find_growth(delivery: Path, classes: Sequence[str], data: Data) -> Growth:
         name for number, name in enumerate(new, len(classes)) if number not in {f.label for f in chosen}
     ]:
         raise UserError(
-            f"{delivery} has one image of the class {first_ten(few)}: one is for training and one for the test, at least"
+            f"{delivery} has one image of the class {first_ten(few)}: at least two are needed, "
+            "one for training and one for the test"
         )
     return Growth([*classes, *new], new, chosen)
 

@@ -174,6 +174,6 @@ def _check_there(project: Project, release: Release) -> None:
             project.read_at(release.commit, f"{model}/model.json")
         except UserError as error:
             raise UserError(
-                f"{release.tag} cannot be pinned, since its model is gone ({error}): restore it with `dvc push` "
-                "from a clone that has it (`dvc gc` keeps releases only with --all-tags)"
+                f"{release.tag} cannot be pinned, since its model is gone ({error}): "
+                "restore it with `dvc push` from a clone that has it (`dvc gc` keeps releases only with --all-tags)"
             ) from None

@@ -159,7 +159,8 @@ def _check_author(project: Project) -> tuple[str, str]:
         said = project.git("-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT")
     except UserError:
         raise UserError(
-            "git does not know whose release this is: `git config user.name ...` and `git config user.email ...`"
+            "git does not know whose release this is: "
+            "`git config user.name ...` and `git config user.email ...`"
         ) from None
     name, _, rest = said.partition(" <")
     return name, rest.partition(">")[0]

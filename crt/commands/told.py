@@ -50,7 +50,8 @@ def of_data_set(found: DataSet, near_left_out: bool) -> list[str]:
     lines += of_changes(found.changes)
     if found.left_out:
         lines.append(
-            f"left out of training, as the test set has them too: {len(found.left_out)}: {first_ten(found.left_out)}"
+            "left out of training, as the test set has them too: "
+            f"{len(found.left_out)}: {first_ten(found.left_out)}"
         )
     lines += of_near_copies(found.near, len(found.near), left_out=near_left_out)
     if found.skipped:

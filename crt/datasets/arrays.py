@@ -58,7 +58,8 @@ def read_arrays(source: Path) -> list[Arrays]:
     if archives and images:
         named = [path.relative_to(source).as_posix() for path in archives]
         raise UserError(
-            f"{source} mixes .npz archives ({first_ten(named)}) and image files ({first_ten(images)}): give one kind"
+            f"{source} mixes .npz archives ({first_ten(named)}) and image files ({first_ten(images)}): "
+            "give one kind"
         )
     return [arrays for path in archives for arrays in _in_archive(path, source)]
 
@@ -71,7 +72,7 @@ def write_arrays(
     resize: str,
     near_copies: NearCopies,
 ) -> DataSet:
-    """Write sets of arrays in the layout of `data/`: train/<drop>/ and test/ with `.npz` archives, and classes.txt.
+    """Write sets of arrays in the layout of `data/`: train/<drop>/ and test/ with `.npz`, and classes.txt.
 
     Raises:
         UserError: They do not fit together, or an image has two labels.
@@ -149,7 +150,8 @@ def _spec(arrays: Sequence[Arrays], used: Sequence[Arrays], image_size: int | No
         classes = [str(label) for label in range(largest + 1)]
     if largest >= len(classes) or len(classes) < 2:
         raise UserError(
-            f"{arrays[0].path} has labels up to {largest} for {len(classes)} class(es): give labels from 0, of at least two classes"
+            f"{arrays[0].path} has labels up to {largest} for {len(classes)} class(es): "
+            "give labels from 0, of at least two classes"
         )
     sizes = [(one.images.shape[2], one.images.shape[1]) for one in used]
     return ImageSpec(tuple(classes), image_size or common_size(sizes), channels.pop(), resize)
@@ -207,7 +209,8 @@ def _in_archive(path: Path, root: Path) -> Iterator[Arrays]:
         yield Arrays(path, role or where, drop, pixels, numbers, classes)
     if not there:
         raise UserError(
-            f"{path} has no array of images (it has {first_ten(list(arrays))}): name it `images`, and the labels `labels`"
+            f"{path} has no array of images (it has {first_ten(list(arrays))}): "
+            "name it `images`, and the labels `labels`"
         )
 
 
@@ -228,8 +231,8 @@ def _as_images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
         images = images.transpose(0, 2, 3, 1)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
         raise UserError(
-            f"{path}: `{key}` is {images.dtype} {shape}, but uint8 images [N, H, W], [N, H, W, 1] or [N, H, W, 3] "
-            "are needed: save them as bytes from 0 to 255"
+            f"{path}: `{key}` is {images.dtype} {shape}, but uint8 images [N, H, W], [N, H, W, 1] or "
+            "[N, H, W, 3] are needed: save them as bytes from 0 to 255"
         )
     return images
 
@@ -238,7 +241,8 @@ def _as_labels(path: Path, key: str, labels: np.ndarray, count: int) -> np.ndarr
     flat = labels.reshape(len(labels)) if labels.ndim > 1 and labels.size == len(labels) else labels
     if flat.dtype.kind not in "iu" or flat.shape != (count,):
         raise UserError(
-            f"{path}: `{key}` is {labels.dtype} {list(labels.shape)}, but integers [{count}] are needed: save class numbers"
+            f"{path}: `{key}` is {labels.dtype} {list(labels.shape)}, but integers [{count}] are needed: "
+            "save class numbers"
         )
     return flat.astype(np.int64)
 

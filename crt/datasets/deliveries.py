@@ -21,7 +21,7 @@ def write_drop(source: Path, folder: Path, classes: Sequence[str] | None) -> lis
     Args:
         source: A folder, an `.npz`, a parquet file, or a zip or tar archive of such a folder.
         folder: Where the drop goes.
-        classes: The names of the classes, which are no folders around the images; None: any are welcome.
+        classes: The names of the classes, whose folders are not taken for a folder around all images; None: not known.
 
     Returns:
         How it was understood, a line each.
@@ -79,7 +79,8 @@ def _write_folder(source: Path, folder: Path, classes: Sequence[str] | None) -> 
     check_class_names(sorted(found), str(lists[0].path))
     if unknown := {label for label in found if known and known.label(label) is None}:
         raise UserError(
-            f"{lists[0].path} has labels that classes.txt does not know ({first_ten(sorted(unknown))}): correct them"
+            f"{lists[0].path} has labels that classes.txt does not know ({first_ten(sorted(unknown))}): "
+            "correct them"
         )
     _lay_out(root, {image: labels.get(image) for image in images}, folder)
     return told + [f"labels: {one.path.relative_to(root).as_posix()}, {one.column}" for one in lists]

@@ -34,15 +34,15 @@ def write_folder(
 ) -> DataSet:
     """Images in any layout that docs/data.md lists: class folders, lists, parquet, `.npz`, or an archive of one.
 
-    Without a test set, a fifth of each class becomes it; images of the same pixels stay together. Training images that
-    the test set has too are left out. Files are copied as they are.
+    Without a test set, a fifth of each class becomes it; images of the same pixels stay together. Training
+    images that the test set has too are left out. Files are copied as they are.
 
     Args:
         out: An empty folder.
         source: The folder or file.
         name: What the set is called.
-        image_size: What images are to be scaled to; None: their common size up to 2048, otherwise the middle one of their
-            shorter sides, at most 224.
+        image_size: What images are to be scaled to; None: their common size up to 2048, otherwise the middle
+            one of their shorter sides, at most 224.
         resize: How, see `crt.spec.ImageSpec`.
         skip_unreadable: Leave unreadable files out instead of failing.
         near_copies: What to do with training images that look like a test image.
@@ -155,7 +155,8 @@ def _look_at_all(
         unreadable = any(isinstance(problem, UnreadableImageError) for problem in problems)
         remedy = "; data.skip_unreadable=true leaves out those that cannot be read" if unreadable else ""
         raise UserError(
-            f"{folder} has {len(problems)} image(s) that cannot be used: {named}; repair or remove them{remedy}"
+            f"{folder} has {len(problems)} image(s) that cannot be used: {named}; "
+            f"repair or remove them{remedy}"
         )
     return looked, skipped
 

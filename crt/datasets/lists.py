@@ -1,8 +1,8 @@
 """Lists of images with their labels: tables beside the images, as other tools and people write them.
 
-Known are tables of any name with a column of image files and one of labels (CSV with commas, semicolons, tabs), Hugging
-Face's `metadata.csv` and `metadata.jsonl`, and lists without a first line, separated by blanks (Oxford's
-`annotations/trainval.txt`). Which column holds the images is seen from the images.
+Known are tables of any name with a column of image files and one of labels (CSV with commas, semicolons, tabs),
+Hugging Face's `metadata.csv` and `metadata.jsonl`, and lists without a first line, separated by blanks
+(Oxford's `annotations/trainval.txt`). Which column holds the images is seen from the images.
 """
 
 import json
@@ -45,8 +45,8 @@ class LabelList:
 
     Attributes:
         path: Its file.
-        labels: The label of each image, by its path below the folder of images; None: it has none. An image's folder
-            is its label where the list has no labels.
+        labels: The label of each image, by its path below the folder of images; None: it has none. An
+            image's folder is its label where the list has no labels.
         roles: The part of each image, where the list says it.
         own: Whether the list itself has labels.
         column: The name of the column of labels, or what stands for it.
@@ -78,16 +78,15 @@ def find_lists(root: Path) -> list[LabelList]:
         for path in tables
         if crowd[path.parent] <= _MOST_IN_A_FOLDER and (one := _read_list(path, root, index))
     ]
-    found = [
-        one for one in found if one.own or one.roles
-    ]  # others, such as of captions, say nothing of these
+    # Others, such as of captions, tell neither.
+    found = [one for one in found if one.own or one.roles]
     in_parts = [one for one in found if role_of(one.path.stem) is not None]
     # Of a set's lists, those of its parts say more than the list of all images beside them.
     return in_parts if {role_of(one.path.stem) for one in in_parts} > {"train"} else found
 
 
 class _Index:
-    """Images by what a list may call them: their path or an end of it, with or without the suffix, in any case."""
+    """Images by what lists call them: their path or an end of it, with or without the suffix, in any case."""
 
     def __init__(self, images: Iterable[str]) -> None:
         self._exact: dict[str, str] = {}
@@ -215,7 +214,7 @@ def _label_place(table: Table, images: int) -> int | None:
 
 
 def _with_names(labels: Mapping[str, str | None], root: Path) -> dict[str, str | None]:
-    """Numbers as labels get names: from a classes.txt beside, or from the images' names, as in Oxford's sets."""
+    """Gives numbers names, from a classes.txt beside, or from the images' names, as in Oxford's sets."""
     numbers = {label for label in labels.values() if label is not None}
     if not numbers or not all(re.fullmatch(r"\d+", number) for number in numbers):
         return dict(labels)

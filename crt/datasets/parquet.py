@@ -1,4 +1,4 @@
-"""Parquet files that hold images, as Hugging Face's `datasets` writes them: unpacked to folders of image files."""
+"""Parquet files that hold images, as Hugging Face's `datasets` writes them: unpacked to image files."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,9 +37,9 @@ def holds_parquet(folder: Path) -> bool:
 
 
 def unpack_parquet(source: Path, folder: Path) -> None:
-    """Write the images of a parquet file, or of those in a folder, to `<part>/<class>/`, or `<part>/` without a label.
+    """Write the images of a parquet file, or of a folder's, to `<part>/<class>/`, or `<part>/` without a label.
 
-    The part is told by a file's name or the folders around it (train, validation, test); without one, there is none.
+    The part is told by a file's name or the folders around it (train, validation, test), if it is one's name.
 
     Raises:
         UserError: A file is damaged, or holds no column of images.
@@ -77,7 +77,8 @@ def _rows(file: Path) -> Iterator[tuple[bytes, str | None]]:
             content = image.get("bytes") if isinstance(image, Mapping) else image
             if not isinstance(content, bytes):
                 raise UserError(
-                    f"{file} names image files that it does not hold: give the folder of these files with a list of labels"
+                    f"{file} names image files that it does not hold: "
+                    "give the folder of these files with a list of labels"
                 )
             yield content, _label(row[columns.label], columns.names) if columns.label else None
 
@@ -94,7 +95,8 @@ def _columns(file: Path, schema: Any) -> _Columns:
     images.sort(key=lambda name: name.casefold() not in _IMAGES)
     if not images:
         raise UserError(
-            f"{file} has no column of images (its columns: {first_ten(schema.names)}): give a table with image files as bytes"
+            f"{file} has no column of images (its columns: {first_ten(schema.names)}): "
+            "give a table with image files as bytes"
         )
     features = (
         json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})

@@ -174,7 +174,8 @@ def read_part(folder: Path) -> Part:
         )
     if classes and (empty := [name for name in folders(folder) if compose(name) not in classes]):
         raise UserError(
-            f"{folder} has folders without a single image ({first_ten(empty)}): put images there, or remove the folders"
+            f"{folder} has folders without a single image ({first_ten(empty)}): "
+            "put images there, or remove the folders"
         )
     return Part(folder, images)
 
@@ -211,7 +212,8 @@ def labeled_by(lists: Sequence[LabelList]) -> dict[str, str | None]:
         for image, label in one.labels.items():
             if labels.setdefault(image, label) != label:
                 raise UserError(
-                    f"{one.path} labels {image} {label}, and another list {labels[image]}: keep one of the lists"
+                    f"{one.path} labels {image} {label}, and another list {labels[image]}: "
+                    "keep one of the lists"
                 )
     return labels
 
@@ -243,7 +245,7 @@ def without_wrappers(
 
 
 def _is_class(train: str | None, images: Sequence[str]) -> bool:
-    """Whether the folder `train` is a class: it holds images themselves, and others that are no parts do too."""
+    """Whether the folder `train` is a class: images lie directly in it, and in others that are no parts."""
     holders = {image.partition("/")[0] for image in images if image.count("/") == 1}
     return train in holders and any(not split_names([name]) for name in holders)
 

@@ -1,4 +1,4 @@
-"""What the parts of a data set are called: which folder or file is for training, which for validation, which for the test."""
+"""What the parts of a data set are called: which folder or file is for training, validation, or the test."""
 
 import re
 from collections.abc import Iterable

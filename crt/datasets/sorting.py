@@ -1,4 +1,4 @@
-"""Which images of a set from elsewhere are for training and which for the test, so that neither has the other's."""
+"""Which images of a set are for training and which for the test, so that neither has the other's."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,8 +78,8 @@ def sort_out(
             found.drops[drop].append(entry)
     if found.near and near_copies == "refuse":
         raise UserError(
-            f"{len(found.near)} training image(s) look like a test image: {first_ten(found.near)}; remove one of each, "
-            "or set data.near_copies to drop to leave them out of training"
+            f"{len(found.near)} training image(s) look like a test image: {first_ten(found.near)}; "
+            "remove one of each, or set data.near_copies to drop to leave them out of training"
         )
     return found
 
@@ -108,7 +108,8 @@ def _check_labels(entries: Iterable[Entry], classes: Sequence[str]) -> None:
             )
     if wrong:
         raise UserError(
-            f"{len(wrong)} image(s) have two labels, with the same pixels: {first_ten(wrong)}; remove what is wrong"
+            f"{len(wrong)} image(s) have two labels, with the same pixels: {first_ten(wrong)}; "
+            "remove what is wrong"
         )
 
 

@@ -60,7 +60,7 @@ class DataSet:
 
 
 def common_size(sizes: Sequence[tuple[int, int]]) -> int:
-    """The size for images of these widths and heights: theirs, if all have one; else the middle of the shorter sides."""
+    """The size for images of these widths and heights: theirs, if it is one; else the middle of the shorter sides."""
     sides = {side for size in sizes for side in size}
     if len(sides) == 1 and max(sides) <= _LARGEST_COMMON:
         return sides.pop()

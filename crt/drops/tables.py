@@ -1,4 +1,4 @@
-"""Tables of text as programs and spreadsheets write them: commas, semicolons, tabs; with or without a BOM; blanks."""
+"""Tables of text as programs and spreadsheets write them: commas, semicolons or tabs, a BOM, blanks."""
 
 import codecs
 import csv
@@ -37,7 +37,7 @@ def read_table(path: Path) -> Table:
     """Read a table whose first line names the columns.
 
     Raises:
-        UserError: It is no text in UTF-8 (or UTF-16 with a BOM), has no line, or a line of more cells than columns.
+        UserError: It is no text in UTF-8 (or UTF-16 with a BOM), is empty, or has more cells than columns.
     """
     lines = list(_lines(path))
     if not lines:
@@ -49,7 +49,8 @@ def read_table(path: Path) -> Table:
     for number, cells in lines[1:]:
         if any(cells[len(columns) :]):
             raise UserError(
-                f"{path}, line {number}: it has {len(cells)} cells for {len(columns)} columns: quote cells with commas"
+                f"{path}, line {number}: it has {len(cells)} cells for {len(columns)} columns: "
+                "quote cells with commas"
             )
         rows.append((number, (cells + [""] * len(columns))[: len(columns)]))
     return Table(path, columns, rows)

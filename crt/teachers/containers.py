@@ -47,8 +47,8 @@ def find_state(checkpoint: Mapping[str, Any], source: str, entry: str | None = N
     Args:
         checkpoint: What the file holds.
         source: The file, named in errors.
-        entry: The entry that holds them, or the prefix before their names; None: averaged weights, else the usual
-            entries.
+        entry: The entry that holds them, or the prefix before their names; None: averaged weights, else the
+            usual entries.
 
     Raises:
         UserError: There is no state dict, or no such entry.
@@ -64,9 +64,10 @@ def find_state(checkpoint: Mapping[str, Any], source: str, entry: str | None = N
     if prefix is not None:
         chosen = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         if not chosen:
-            known = [*_candidates(checkpoint), *sorted({f"{name.partition('.')[0]}" for name in tensors})]
+            known = [*_candidates(checkpoint), *sorted({name.partition(".")[0] for name in tensors})]
             raise UserError(
-                f"{source} has no entry and no prefix {entry!r}: set teacher.entry to one of {', '.join(known[:10])}, or null"
+                f"{source} has no entry and no prefix {entry!r}: "
+                f"set teacher.entry to one of {', '.join(known[:10])}, or null"
             )
         others += [
             f"{name.partition('.')[0]}."
@@ -99,7 +100,7 @@ def _inside(
 
 
 def _candidates(checkpoint: Mapping[str, Any]) -> list[str]:
-    """The entries that hold tensors of a network, in the order in which they are taken; none: it holds them itself."""
+    """The entries that hold a network's tensors, in the order in which they are taken; none: it has them itself."""
     if any(_is_convolution(value) for value in checkpoint.values()):
         return []
     known = [name for name in (*AVERAGES, *CONTAINERS) if _holds_tensors(checkpoint.get(name))]

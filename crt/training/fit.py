@@ -398,13 +398,14 @@ def _without_images(name: str, stores: Sequence[Store]) -> list[str]:
     if len(seen) < 2:
         of = f"the class {classes[seen.pop()]} alone" if seen else "no class"
         raise UserError(
-            f"{there} has labeled images of {of}, so the {name} would learn nothing: choose a drop of all classes "
-            "(teacher.drop)"
+            f"{there} has labeled images of {of}, so the {name} would learn nothing: "
+            "choose a drop of all classes (teacher.drop)"
         )
     missing = [classes[label] for label in range(len(classes)) if label not in seen]
     if missing:
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
         print(
-            f"the {name} cannot learn the class {', '.join(missing[:10])}{' ...' if len(missing) > 10 else ''}: "
+            f"the {name} cannot learn the class {', '.join(missing[:10])}{more}: "
             f"{there} has no image of it (teacher.drop chooses another drop)",
             file=sys.stderr,
         )
