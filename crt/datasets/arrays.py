@@ -38,7 +38,7 @@ class Arrays:
 
 
 def is_npz(path: Path) -> bool:
-    """Whether a file is called so."""
+    """Whether a file's name says that it is one."""
     return path.suffix.lower() == ".npz"
 
 

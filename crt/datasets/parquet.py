@@ -26,7 +26,7 @@ class _Columns:
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a file is called so."""
+    """Whether a file's name says that it is one."""
     return path.suffix.lower() == ".parquet"
 
 
