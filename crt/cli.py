@@ -140,6 +140,22 @@ def drop_data(
     run(Project(root), drop)
 
 
+@app.command(epilog="Examples: `crt relabel cat=feline`, `crt relabel corrections.csv`.")
+def relabel(
+    changes: Annotated[
+        list[str],
+        typer.Argument(
+            help="OLD=NEW renames or merges a class; a table of file,label labels the images that it names"
+        ),
+    ],
+    root: Root = Path(),
+) -> None:
+    """Rename, merge or split classes, or correct single labels, in the drops and the test set."""
+    from crt.commands.relabel import relabel as run
+
+    run(Project(root), changes)
+
+
 @app.command(epilog="Example: `crt release --bump major`.")
 def release(
     bump: Annotated[

@@ -72,7 +72,7 @@ def find_lists(root: Path) -> list[LabelList]:
     """
     tables = [path for path in walk_files(root) if path.suffix.lower() in _SUFFIXES]
     crowd = Counter(path.parent for path in tables)
-    index = _Index(images_in(root) if tables else ())
+    index = ImageIndex(images_in(root) if tables else ())
     found = [
         one
         for path in tables
@@ -85,7 +85,7 @@ def find_lists(root: Path) -> list[LabelList]:
     return in_parts if {role_of(one.path.stem) for one in in_parts} > {"train"} else found
 
 
-class _Index:
+class ImageIndex:
     """Images by what lists call them: their path or an end of it, with or without the suffix, in any case."""
 
     def __init__(self, images: Iterable[str]) -> None:
@@ -111,7 +111,7 @@ class _Index:
         return None
 
 
-def _read_list(path: Path, root: Path, index: _Index) -> LabelList | None:
+def _read_list(path: Path, root: Path, index: ImageIndex) -> LabelList | None:
     """A list; None: the file names no image."""
     table = _read(path)
     if table is None or not table.rows:
