@@ -390,15 +390,16 @@ def _without_images(name: str, stores: Sequence[Store]) -> list[str]:
     """The classes of which there is no image to learn from, by their names.
 
     Raises:
-        UserError: There are images of one class at most.
+        UserError: All are of one class.
     """
     seen = {int(label) for store in stores for label in np.unique(store.labels[~store.validation])} - {-1}
     classes = stores[0].spec.classes
     there = ", ".join(str(store.path) for store in stores)
-    if len(seen) < 2:
-        of = f"the class {classes[seen.pop()]} alone" if seen else "no class"
+    if not seen:
+        return []  # refused where the batches are made
+    if len(seen) == 1:
         raise UserError(
-            f"{there} has labeled images of {of}, so the {name} would learn nothing: "
+            f"{there} has labeled images of the class {classes[seen.pop()]} alone, so the {name} would learn nothing: "
             "choose a drop of all classes (teacher.drop)"
         )
     missing = [classes[label] for label in range(len(classes)) if label not in seen]

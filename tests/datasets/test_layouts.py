@@ -378,10 +378,9 @@ def test_long_names_and_any_script(tmp_path):
 def test_labels_never_lead_out_of_the_folder(tmp_path):
     source = images(tmp_path / "in", "ab")
     (source / "list.csv").write_text("file,label\na.png,../../x\nb.png,dog\n")
-    with pytest.raises(UserError, match=r"labels that classes.txt does not know \(../../x\)"):
-        delivered(source, tmp_path)
-    with pytest.raises(UserError, match=r"names the class '../../x', which cannot be a folder"):
-        written(source, tmp_path)
+    for read in (written, delivered):
+        with pytest.raises(UserError, match=r"names the class '../../x', which cannot be a folder"):
+            read(source, tmp_path)
     kept = pa.table({"image": [b"x"], "label": [".."]})
     pq.write_table(kept, tmp_path / "a.parquet")
     for read in (written, delivered):
