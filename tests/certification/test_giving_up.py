@@ -18,9 +18,8 @@ def value_at_start(worth: float, futile: Sequence[Sequence[int]] | None) -> floa
     All numbers of votes are gone through, from the last look backwards; fresh votes are beta-binomial.
     """
     looks, enough = TABLE.looks, TABLE.enough
-    value = np.zeros(
-        (len(enough), looks[-1] + 1)
-    )  # of further draws, by radii certified and votes, at the look before
+    # Of further draws, by radii certified and votes, at the look before.
+    value = np.zeros((len(enough), looks[-1] + 1))
     for i in range(len(looks) - 1, -1, -1):
         votes = np.arange(looks[i] + 1)
         here = np.zeros((len(enough) + 1, looks[i] + 1))  # of certificates that are due, and further draws

@@ -81,9 +81,8 @@ def test_no_image_is_unreadable(tmp_path, content):
 
 def test_decompression_bomb_is_an_error_without_being_decoded(tmp_path, monkeypatch):
     path = write_image(tmp_path / "a.png", np.zeros((40, 40), np.uint8))
-    monkeypatch.setattr(
-        Image, "MAX_IMAGE_PIXELS", 1000
-    )  # between once and twice: Pillow itself would only warn
+    # 1,600 pixels lie between once and twice the limit, where Pillow itself would only warn.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UnreadableImageError, match="1600 pixels"):
         decode_image(path, spec(1, 40, "none"))
 
@@ -146,9 +145,8 @@ def test_formats_of_plugins_are_read_where_they_are_installed(tmp_path, suffix):
     stored = upright.transpose(Image.Transpose.ROTATE_90)
     stored.save(tmp_path / f"a.{suffix}", quality=95, exif=exif.tobytes())
     decoded = decode_image(tmp_path / f"a.{suffix}", spec(3, 64, "none"))
-    assert (
-        np.abs(decoded.astype(int) - np.asarray(upright).astype(int)).mean() < 12
-    )  # turned wrongly: about 80
+    # About 80 where it is turned wrongly.
+    assert np.abs(decoded.astype(int) - np.asarray(upright).astype(int)).mean() < 12
 
 
 def test_the_first_frame_of_several_is_read_and_told(tmp_path):

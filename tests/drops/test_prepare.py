@@ -364,9 +364,8 @@ def test_images_of_the_test_set_are_named(tmp_path):
     train = class_folders(tmp_path / "train", per_class=2)
     prepare(train, tmp_path / "out" / "train", tested=hashes)
     for index in range(11):
-        write_image(
-            train / "owl" / f"copy{index:02}.bmp", pixels(1002)
-        )  # test's owl/000.png, as another format
+        # The test set's owl/000.png, in another format.
+        write_image(train / "owl" / f"copy{index:02}.bmp", pixels(1002))
     with pytest.raises(UserError) as error:
         prepare(train, tmp_path / "out" / "train2", tested=hashes)
     message = str(error.value)

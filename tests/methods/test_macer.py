@@ -66,9 +66,8 @@ def test_one_forward_pass_on_unclipped_noisy_images():
     method()(spy, data, SIGMA, seeded())
     (seen,) = spy.seen
     noise = normal((M, B, *SHAPE), SIGMA, seeded())
-    torch.testing.assert_close(
-        seen.view(M, B, *SHAPE), data.images + noise
-    )  # every draw starts from the image
+    # Every draw starts from the image.
+    torch.testing.assert_close(seen.view(M, B, *SHAPE), data.images + noise)
 
 
 def probabilities(rows):
