@@ -84,7 +84,7 @@ def of_near_copies(names: list[str], count: int, *, left_out: bool) -> list[str]
     if not count:
         return []
     done = "left out of training" if left_out else "kept (data.near_copies=drop leaves them out)"
-    return [f"look like a test image, {done}: {count}: {first_ten(names, count)}"]
+    return [f"near copies of test images, {done}: {count}: {first_ten(names, count)}"]
 
 
 def _share(count: int, total: int) -> str:

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from raw_drops import CLASSES, class_folders, pixels, write_image
 
+from crt.commands import told
 from crt.datasets import folders
 from crt.datasets.folders import write_folder
 from crt.drops.prepare import prepare_drop, raw_images
@@ -219,3 +221,29 @@ def test_archives_and_missing_folders_are_refused(tmp_path):
         write_folder(tmp_path / "out", tmp_path / "in", "x")
     with pytest.raises(UserError, match="nowhere is missing"):
         write_folder(tmp_path / "out", tmp_path / "nowhere", "x")
+
+
+def test_near_copies_of_test_images_are_listed_dropped_or_refused(tmp_path):
+    def image(seed):
+        colors = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), np.uint8)
+        return Image.fromarray(colors).resize((64, 64), Image.Resampling.BICUBIC)
+
+    for seed, place in enumerate(("train/cat/a", "train/dog/b", "test/cat/c", "test/dog/d")):
+        path = tmp_path / "in" / f"{place}.png"
+        path.parent.mkdir(parents=True)
+        image(seed).save(path)
+    image(2).save(tmp_path / "in/train/cat/copy.jpg", quality=92)
+    for setting, kept in (
+        ("list", {"cat/a.png", "cat/copy.jpg", "dog/b.png"}),
+        ("drop", {"cat/a.png", "dog/b.png"}),
+    ):
+        found = write_folder(tmp_path / setting, tmp_path / "in", "pets", near_copies=setting)
+        assert found.near == ["base/cat/copy.jpg (test image cat/c.png)"]
+        assert set(tree(tmp_path / setting / "train" / "base")) == kept
+        said = "\n".join(told.of_data_set(found, near_left_out=setting == "drop"))
+        done = {"list": "kept (data.near_copies=drop leaves them out)", "drop": "left out of training"}[
+            setting
+        ]
+        assert f"near copies of test images, {done}: 1: base/cat/copy.jpg (test image cat/c.png)" in said
+    with pytest.raises(UserError, match=r"1 training image\(s\) look like a test image: base/cat/copy.jpg"):
+        write_folder(tmp_path / "refused", tmp_path / "in", "pets", near_copies="refuse")
