@@ -1,5 +1,6 @@
 """The `crt` command. Each subcommand is a function of crt/commands/, imported when it is called."""
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -306,6 +307,8 @@ def show(root: Root = Path()) -> None:
 def main() -> None:
     """Run the command; a wrong input ends in one sentence on stderr and status 1."""
     keep_freed_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names in any script, on an ASCII terminal too
     try:
         app()
     except UserError as error:
