@@ -555,5 +555,17 @@ def _sentence(error: ValidationError) -> str:
         elif item["type"] == "value_error":
             parts.append(f"{where}: {item['ctx']['error']}")
         else:
-            parts.append(f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r})")
+            said = f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r}"
+            if item["type"] == "float_type" and (number := _number_in(item["input"])) is not None:
+                said += f", which YAML takes for text: write {number!r}"
+            parts.append(f"{said})")
     return "; ".join(parts)
+
+
+def _number_in(value: Any) -> float | None:
+    """The number that a text means, such as `1e-3`, which needs a decimal point in YAML; None: it means none."""
+    try:
+        number = float(value) if isinstance(value, str) else math.inf
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -117,6 +117,8 @@ def test_the_schema_has_no_defaults_and_changes_no_value(raw):
     [
         ("student.learning_rate", 0.1, "student.learning_rate is not a known key"),
         ("student.lr", "fast", "student.lr"),
+        ("student.lr", "fast", "number (got 'fast')"),
+        ("certify.alpha", "1e-3", "number (got '1e-3', which YAML takes for text: write 0.001)"),
         ("student.lr", -0.1, "greater than 0"),
         ("student.lr", float("nan"), "student.lr"),
         ("sigma", 0, "sigma: input should be greater than or equal to 0.002"),
