@@ -71,7 +71,8 @@ def judged(abstained: int, images: int, fewest: float, most: float, tested: int)
     return (
         f"warning: {abstained / images:.1%} of the last {images:,} different images abstained, and "
         f"{fewest / tested:.1%} to {most / tested:.1%} of the test set do (p = {min(more, fewer):.0e}). "
-        "These images are not like the test set's: look at them, and retrain with such images (docs/retraining.md)"
+        "These images are not like the test set's: look at them, and retrain with such images "
+        "(docs/retraining.md)"
     )
 
 

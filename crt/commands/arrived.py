@@ -39,8 +39,8 @@ class Arrived:
         before = int(store.labels[number])
         if row.label >= 0 and before >= 0 and row.label != before:
             self._contradictions.append(
-                f"{row.name} is labeled {self._classes[row.label]}, and the same image as {store.names[number]} of "
-                f"the drop {store.path.name} {self._classes[before]}"
+                f"{row.name} is labeled {self._classes[row.label]}, and the same image as "
+                f"{store.names[number]} of the drop {store.path.name} {self._classes[before]}"
             )
 
     def check(self, source: Path) -> None:
@@ -52,7 +52,8 @@ class Arrived:
         if self._contradictions:
             raise UserError(
                 f"{source} has {len(self._contradictions)} image(s) that an earlier drop labels otherwise: "
-                f"{first_ten(self._contradictions)}; remove them, or the earlier drop (`crt drop-data`) if it is wrong"
+                f"{first_ten(self._contradictions)}; remove them, or the earlier drop (`crt drop-data`) "
+                "if it is wrong"
             )
 
     def report(self) -> None:

@@ -175,5 +175,6 @@ def _check_there(project: Project, release: Release) -> None:
         except UserError as error:
             raise UserError(
                 f"{release.tag} cannot be pinned, since its model is gone ({error}): "
-                "restore it with `dvc push` from a clone that has it (`dvc gc` keeps releases only with --all-tags)"
+                "restore it with `dvc push` from a clone that has it (`dvc gc` keeps releases only with "
+                "--all-tags)"
             ) from None

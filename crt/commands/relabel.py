@@ -1,7 +1,7 @@
 """`crt relabel`: rename, merge or split classes, or correct single labels, in all of data/.
 
-data/ is written beside the present one, with links to the same files, and then takes its place; DVC's cache keeps
-the former one. After a kill, the same command ends what was begun.
+data/ is written beside the present one, with links to the same files, and then takes its place; DVC's cache
+keeps the former one. After a kill, the same command ends what was begun.
 """
 
 import csv
@@ -38,7 +38,7 @@ from crt.project.takeover import take_over
 
 @dataclass(frozen=True)
 class _Part:
-    """The test set or a drop: its place below data/, and the class of each image by its name there; None: none."""
+    """The test set or a drop: its place below data/, and each image's class by its name there; None: none."""
 
     place: str
     drop: Drop
@@ -55,8 +55,8 @@ def relabel(project: Project, changes: Sequence[str]) -> None:
             (`<archive>#<number>` for one of an archive).
 
     Raises:
-        UserError: There is no such class or image, a class would have no test image, or data/ is not all here.
-            Nothing is changed then.
+        UserError: There is no such class or image, a class would have no test image, or a part of data/ is
+            not here. Nothing is changed then.
     """
     take_over(project)
     data = project.root / "data"

@@ -36,8 +36,8 @@ def release(project: Project, bump: Literal["major", "minor", "patch"] = "minor"
     the default remote first, so that whoever sees the tag can get the model.
 
     Raises:
-        UserError: something is not committed or not up to date, the gate has not passed, the student is a release
-            already, or the remote cannot be reached. Nothing is tagged then.
+        UserError: something is not committed or not up to date, the gate has not passed, the student is a
+            release already, or the remote cannot be reached. Nothing is tagged then.
     """
     take_over(project)
     config = project.params
@@ -194,7 +194,9 @@ def _check_gate(gate: dict[str, Any], before: list[Release], config: Config) -> 
         return
     said = " ".join(gate.get("sentences", [])[:1])
     remedy = {
-        "no baseline": f"run `crt pin {before[0].version if before else ''}`, `dvc repro`, `git commit`, then this again",
+        "no baseline": (
+            f"run `crt pin {before[0].version if before else ''}`, `dvc repro`, `git commit`, then this again"
+        ),
         "undecided": _more_images(gate, config)
         + " or accept wider margins (gate.margin, gate.acr_margin; docs/gate.md)",
         "fail": "retrain, or accept wider gate.margins (docs/gate.md)",
@@ -238,4 +240,5 @@ def _sentence(found: dict[str, Any]) -> str:
     certified = ", ".join(
         f"{formats.percent(share)} at {radius}" for radius, share in found["certified_accuracy"].items()
     )
-    return f"{found['arch']}, ACR {formats.radius(found['acr'], digits=4)}, certified {certified}, gate: {found['gate']}"
+    acr = formats.radius(found["acr"], digits=4)
+    return f"{found['arch']}, ACR {acr}, certified {certified}, gate: {found['gate']}"

@@ -1,4 +1,4 @@
-"""What `crt get-data` and `crt ingest` say about images: what was done to them, and what is not used, by name."""
+"""What `crt get-data` and `crt ingest` say about images: what was done to them, and what is not used."""
 
 from collections.abc import Mapping
 from typing import Any

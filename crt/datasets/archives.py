@@ -33,11 +33,13 @@ def is_archive(path: Path) -> bool:
 
 
 def unpack(archive: Path, folder: Path, classes: Collection[str]) -> None:
-    """Unpack an archive's files into a folder. One folder around all images is left out, unless it is a class.
+    """Unpack an archive's files into a folder.
+
+    One folder around all images is left out, unless it is a class.
 
     Raises:
-        UserError: a damaged archive, a path that leads out of the folder, a link, or far more data than an archive
-            of images of this size can hold.
+        UserError: a damaged archive, a path that leads out of the folder, a link, or far more data than an
+            archive of images of this size can hold.
     """
     try:
         with zipfile.ZipFile(archive) if zipfile.is_zipfile(archive) else tarfile.open(archive) as file:

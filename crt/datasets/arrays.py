@@ -43,7 +43,7 @@ def is_npz(path: Path) -> bool:
 
 
 def read_arrays(source: Path) -> list[Arrays]:
-    """The arrays of an archive, or of those in a folder that holds no image files; none: it holds image files.
+    """The arrays of an archive, or of the archives in a folder; none: the folder holds image files.
 
     Raises:
         UserError: Image files lie beside archives, or an archive holds no images.

@@ -1,4 +1,7 @@
-"""CIFAR-10's archives: the binary one, and the Python one, whose pickles are read once they are known to be the published ones."""
+"""CIFAR-10's archives: the binary one and the Python one.
+
+The Python one holds pickles. They are read once they are known to be the published ones.
+"""
 
 import hashlib
 import pickle
@@ -16,13 +19,14 @@ _LARGEST = 64 << 20  # bytes; a batch has 31 MB
 
 
 def read_batches(source: Path) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
-    """The name, images uint8 [N, 32, 32, 3] and labels int64 [N] of `data_batch_1` to `data_batch_5`, `test_batch`.
+    """Name, images uint8 [N, 32, 32, 3] and labels int64 [N] of `data_batch_1` to `_5` and of `test_batch`.
 
     Args:
         source: cifar-10-python.tar.gz, cifar-10-binary.tar.gz, or a folder that holds their files.
 
     Raises:
-        UserError: a batch is missing or damaged, or a pickled one is not the published one; it is not unpickled then.
+        UserError: a batch is missing or damaged, or a pickled one is not the published one, and so is not
+            unpickled.
     """
     found = dict(_read_files(source))
     for name in _NAMES:
@@ -61,7 +65,10 @@ def _read_files(source: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _unpickled(source: Path, name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """A batch of the Python archive. A pickle can run anything, so only the authors' own bytes are unpickled."""
+    """A batch of the Python archive.
+
+    A pickle can run anything, so only the authors' own bytes are unpickled.
+    """
     from torchvision.datasets import CIFAR10  # seconds to import
 
     published = dict((*CIFAR10.train_list, *CIFAR10.test_list))[name]

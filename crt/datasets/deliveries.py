@@ -21,7 +21,8 @@ def write_drop(source: Path, folder: Path, classes: Sequence[str] | None) -> lis
     Args:
         source: A folder, an `.npz`, a parquet file, or a zip or tar archive of such a folder.
         folder: Where the drop goes.
-        classes: The names of the classes, whose folders are not taken for a folder around all images; None: not known.
+        classes: The names of the classes, whose folders are not taken for a folder around all images; None:
+            not known.
 
     Returns:
         How it was understood, a line each.

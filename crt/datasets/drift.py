@@ -12,7 +12,10 @@ UNLIKELY = 0.001
 
 @dataclass
 class Sample:
-    """Up to SIZE images of a stream, each equally likely to be in it (Vitter 1985, algorithm R); labels of all."""
+    """Up to SIZE images of a stream, each equally likely to be in it, and the labels of all.
+
+    They are drawn by algorithm R (Vitter 1985).
+    """
 
     images: list[np.ndarray] = field(default_factory=list)  # uint8 [H, W, C]
     labels: list[int] = field(default_factory=list)  # -1: unlabelled
@@ -60,7 +63,10 @@ def class_drift(before: Sequence[int], now: Sequence[int], names: Sequence[str])
 
 
 def pixel_drift(before: np.ndarray, now: np.ndarray) -> list[Finding]:
-    """Brightness and contrast, the mean and the standard deviation of an image's pixels, of images [N, H, W, C]."""
+    """How brightness and contrast differ between images [N, H, W, C].
+
+    They are the mean and the standard deviation of an image's pixels.
+    """
     findings = []
     for quantity, measure in (("brightness", np.mean), ("contrast", np.std)):
         values = [measure(images.reshape(len(images), -1) / 255, axis=1) for images in (before, now)]

@@ -32,7 +32,7 @@ def write_folder(
     near_copies: NearCopies = "list",
     workers: int = 0,
 ) -> DataSet:
-    """Images in any layout that docs/data.md lists: class folders, lists, parquet, `.npz`, or an archive of one.
+    """Images in any layout of docs/data.md: class folders, lists, parquet, `.npz`, or an archive of one.
 
     Without a test set, a fifth of each class becomes it; images of the same pixels stay together. Training
     images that the test set has too are left out. Files are copied as they are.

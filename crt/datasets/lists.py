@@ -1,7 +1,7 @@
 """Lists of images with their labels: tables beside the images, as other tools and people write them.
 
-Known are tables of any name with a column of image files and one of labels (CSV with commas, semicolons, tabs),
-Hugging Face's `metadata.csv` and `metadata.jsonl`, and lists without a first line, separated by blanks
+Known are tables of any name with a column of image files and one of labels (CSV with commas, semicolons,
+tabs), Hugging Face's `metadata.csv` and `metadata.jsonl`, and lists without a first line, separated by blanks
 (Oxford's `annotations/trainval.txt`). Which column holds the images is seen from the images.
 """
 
@@ -19,8 +19,8 @@ from crt.errors import UserError
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt", ".lst")
 _LABELS = (
-    "label", "labels", "class", "class_name", "classname", "category", "category_name", "target", "breed", "species",
-    "class_id", "label_id", "category_id", "y",
+    "label", "labels", "class", "class_name", "classname", "category", "category_name", "target", "breed",
+    "species", "class_id", "label_id", "category_id", "y",
 )  # fmt: skip
 _SPLITS = ("split", "subset", "set", "partition", "fold", "split_name")
 _NO_LABELS = (

@@ -37,7 +37,9 @@ def holds_parquet(folder: Path) -> bool:
 
 
 def unpack_parquet(source: Path, folder: Path) -> None:
-    """Write the images of a parquet file, or of a folder's, to `<part>/<class>/`, or `<part>/` without a label.
+    """Write the images of a parquet file, or of a folder of them, to `<part>/<class>/`.
+
+    Images without a label go to `<part>/`.
 
     The part is told by a file's name or the folders around it (train, validation, test), if it is one's name.
 

@@ -120,7 +120,7 @@ def _shown(part: Part) -> str:
 
 
 def _drops(train: Part, test: Part | None) -> dict[str, Part]:
-    """The drops of the training part: folders of class folders; images without a label apart; or one, `base`."""
+    """The drops of the training part: folders of class folders, or one, `base`; unlabeled images apart."""
     inner = {label: folders(train.place / label) for label in train.labels if (train.place / label).is_dir()}
     classes = ClassNames(sorted(test.labels)) if test else None
     if classes is None:
@@ -128,7 +128,8 @@ def _drops(train: Part, test: Part | None) -> dict[str, Part]:
         if shared and len(inner) == len(train.labels):
             raise UserError(
                 f"{train.place} has folders ({first_ten(sorted(inner))}) with the same folders in them "
-                f"({first_ten(sorted(shared))}): for drops of class folders a test set is needed, train/ and test/"
+                f"({first_ten(sorted(shared))}): for drops of class folders a test set is needed, train/ and "
+                "test/"
             )
     elif not any(classes.label(label) is not None for label in train.labels):
         drops = {

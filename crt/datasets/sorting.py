@@ -85,7 +85,7 @@ def sort_out(
 
 
 def counts_of(found: Sorted, classes: Sequence[str]) -> dict[str, dict[str, int]]:
-    """How many images of each class there are in each drop and in the test set, those without a label under ''."""
+    """How many images of each class there are in each drop and in the test set; under '': without a label."""
     counted = {}
     for place, entries in {**found.drops, "test": found.test}.items():
         labels = Counter(entry.label for entry in entries)

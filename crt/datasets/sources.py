@@ -20,7 +20,8 @@ from crt.files import write_text
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 # As the authors name them, but a slash cannot be in the name of a class folder.
 FASHION_MNIST_CLASSES = [
-    "T-shirt or top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    "T-shirt or top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+    "Ankle boot",
 ]  # fmt: skip
 _LARGEST = 224  # pixels; images of mixed sizes are scaled to no more than this unless told
 _LARGEST_COMMON = 2048  # pixels; images of one size keep it up to this, the most that a configuration takes
@@ -60,7 +61,7 @@ class DataSet:
 
 
 def common_size(sizes: Sequence[tuple[int, int]]) -> int:
-    """The size for images of these widths and heights: theirs, if it is one; else the middle of the shorter sides."""
+    """The size for images of these widths and heights: theirs, if it is one; else the median shorter side."""
     sides = {side for size in sizes for side in size}
     if len(sides) == 1 and max(sides) <= _LARGEST_COMMON:
         return sides.pop()
@@ -136,7 +137,7 @@ def write_fashion_mnist(out: Path, folder: Path) -> DataSet:
 
 
 def _write_arrays(out: Path, stem: str, parts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
-    """Write parts of images and labels; names the training images that stand in the test set too, and omits them."""
+    """Write parts of images and labels, without the training images that the test set has: their names."""
     in_test = {pixel_hash(image) for image in parts["test"][0]}
     left_out = []
     for part, (images, labels) in parts.items():
@@ -164,7 +165,7 @@ def write_classes(out: Path, classes: Sequence[str]) -> None:
 
 
 def _shuffled(keys: Sequence[str]) -> list[int]:
-    """The indices of `keys` in an order that depends on the keys alone, not on any library's random numbers."""
+    """The indices of `keys` in an order that depends on the keys alone, on no library's random numbers."""
     return sorted(range(len(keys)), key=lambda index: hashlib.sha256(keys[index].encode()).digest())
 
 

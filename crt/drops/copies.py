@@ -1,7 +1,8 @@
 """Copies of test images among training images: equal pixels, and pictures that look the same.
 
-What looks the same is decided by the perceptual hash of the library imagehash (pHash: the signs of an image's lowest
-frequencies), of 12 x 12 frequencies. docs/data.md has the numbers: which copies it finds, and how often it errs.
+What looks the same is decided by the perceptual hash of the library imagehash (pHash: the signs of an image's
+lowest frequencies), of 12 x 12 frequencies. docs/data.md has the numbers: which copies it finds, and how
+often it errs.
 """
 
 from dataclasses import dataclass, field

@@ -23,8 +23,8 @@ from crt.spec import ImageSpec
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _READ = frozenset(
     {
-        ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".bmp", ".dib", ".gif", ".webp", ".tif",
-        ".tiff", ".pgm", ".ppm", ".pbm", ".pnm",
+        ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".bmp", ".dib", ".gif", ".webp",
+        ".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".pnm",
     }
 )  # fmt: skip
 # Formats that need a plugin, and how one gets it.
@@ -35,8 +35,8 @@ _PLUGINS = {
 # Pictures in formats that are not read: unreadable images, and not files that do not matter.
 _NOT_READ = frozenset(
     {
-        ".jp2", ".j2k", ".jpx", ".jxl", ".psd", ".svg", ".tga", ".ico", ".eps", ".exr", ".hdr", ".dng", ".cr2",
-        ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw",
+        ".jp2", ".j2k", ".jpx", ".jxl", ".psd", ".svg", ".tga", ".ico", ".eps", ".exr", ".hdr", ".dng",
+        ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw",
     }
 )  # fmt: skip
 SUFFIXES = _READ | _PLUGINS.keys() | _NOT_READ
@@ -90,7 +90,7 @@ class UnreadableImageError(ImageError):
 
 
 class MisfitImageError(ImageError):
-    """A sound image of the wrong size or mode; `resizable`: another `ImageSpec.resize` than none would take it."""
+    """A sound image of the wrong size or mode; `resizable`: with an `ImageSpec.resize` it would be taken."""
 
     def __init__(self, name: str, reason: str, resizable: bool = False) -> None:
         super().__init__(name, reason)
@@ -109,7 +109,7 @@ def read_picture(path: Path, spec: ImageSpec) -> Picture:
     """Read an image file as pixels of the given kind.
 
     Raises:
-        UnreadableImageError: the file cannot be decoded to its end, or has more than Pillow's limit of pixels.
+        UnreadableImageError: the file cannot be decoded to its end, or has more pixels than Pillow's limit.
         MisfitImageError: its mode or size is not what the network takes.
     """
     with _opened(path) as image:
@@ -258,7 +258,8 @@ def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
     """Gray of 16 bits with the upper 8 of them.
 
     Raises:
-        MisfitImageError: the values are fractions, or do not use the 16 bits, so that nearly nothing would be left.
+        MisfitImageError: the values are fractions, or do not use the 16 bits, so that nearly nothing would be
+            left.
     """
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:

@@ -1,7 +1,8 @@
 """A raw drop: what lies in `data/train/<drop>/` or `data/test/`, before any pixel is read.
 
-Three layouts: class folders of images (`<class>/**/<file>`), images directly in the drop (unlabelled, or labelled by
-a `labels.csv` with the columns file,label), or `.npz` archives with `images` and optional `labels`.
+Three layouts: class folders of images (`<class>/**/<file>`), images directly in the drop (unlabeled, or
+labeled by a `labels.csv` with the columns file,label), or `.npz` archives with `images` and optional
+`labels`.
 """
 
 import os
@@ -20,8 +21,8 @@ LABELS_FILE = "labels.csv"
 # What file managers, archivers, Python and network storage leave behind, in lower case.
 _JUNK = frozenset(
     (
-        "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "__pycache__",
-        "@eadir", "#recycle", "@recycle", "@__thumb", "lost+found",
+        "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information",
+        "__pycache__", "@eadir", "#recycle", "@recycle", "@__thumb", "lost+found",
     )
 )  # fmt: skip
 
@@ -37,7 +38,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Drop:
-    """A drop's image files, or its archives, in the order in which they are prepared; `ignored` is all else."""
+    """A drop's image files, or its archives, in the order of preparation; `ignored` is all else."""
 
     folder: Path
     files: list[ImageFile]
@@ -127,7 +128,8 @@ def read_drop(folder: Path, classes: Sequence[str]) -> Drop:
     """List a drop's images with their labels, in a fixed order: by class, then name; archives by name.
 
     Raises:
-        UserError: no such folder, no images, a class that `classes` does not know, mixed layouts, a bad archive.
+        UserError: no such folder, no images, a class that `classes` does not know, mixed layouts, a bad
+            archive.
     """
     if not folder.is_dir():
         raise MissingFileError(f"{folder} is missing or no folder: its images belong there", folder)
@@ -210,7 +212,9 @@ def folders(folder: Path) -> list[str]:
 
 
 def walk_files(folder: Path) -> list[Path]:
-    """All files below a folder, sorted, but for junk. Folders directly in it may be links, as class folders may.
+    """All files below a folder, sorted, but for junk.
+
+    Folders directly in it may be links, as class folders may.
 
     Raises:
         UserError: a link to a folder further down, which may lead anywhere; a name that is no text.
@@ -274,7 +278,7 @@ def first_ten(names: Sequence[str], count: int | None = None) -> str:
 
 
 def by_suffix(names: Iterable[str]) -> dict[str, int]:
-    """How many files there are of each kind, by the suffix in lower case; those without one under their names."""
+    """How many files there are of each suffix, in lower case; those without one under their names."""
     counts = Counter(os.path.splitext(name)[1].lower() or os.path.basename(name) for name in names)
     return dict(sorted(counts.items()))
 
@@ -300,5 +304,5 @@ def is_junk(name: str) -> bool:
 
 
 def compose(name: str) -> str:
-    """A name with each accented letter as one character: macOS hands the letter and its accent over as two."""
+    """A name with each accented letter as one character: macOS hands letter and accent over as two."""
     return unicodedata.normalize("NFC", name)

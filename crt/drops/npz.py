@@ -18,7 +18,10 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip archive can hold
 
 @dataclass(frozen=True)
 class ImageArrays:
-    """An archive's `images` uint8 [N, H, W] or [N, H, W, C], yet unread, and `labels` int64 [N], -1 = unlabelled."""
+    """An archive's `images` uint8 [N, H, W] or [N, H, W, C], yet unread, and `labels` int64 [N].
+
+    A label of -1: unlabeled.
+    """
 
     path: Path
     shape: tuple[int, ...]
@@ -61,8 +64,8 @@ def open_images(path: Path, classes: Sequence[str]) -> ImageArrays:
         classes: The names of the classes; label k is the k-th from 0.
 
     Raises:
-        UserError: no npz archive, no `images`, a wrong dtype or shape, pickled objects, labels out of range, or labels
-            that would be taken for another number's class.
+        UserError: no npz archive, no `images`, a wrong dtype or shape, pickled objects, labels out of range,
+            or labels that would be taken for another number's class.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -77,7 +80,8 @@ def open_images(path: Path, classes: Sequence[str]) -> ImageArrays:
             _refuse_pickle(path, "images", dtype)
             if dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
                 raise UserError(
-                    f"{path}: `images` is {dtype} {list(shape)}, but uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3] is needed"
+                    f"{path}: `images` is {dtype} {list(shape)}, but uint8 [N, H, W], [N, H, W, 1] or "
+                    "[N, H, W, 3] is needed"
                 )
             if min(shape) == 0:
                 raise UserError(f"{path}: `images` is empty, shape {list(shape)}: remove the file")
@@ -119,16 +123,18 @@ def _read_labels(path: Path, archive: zipfile.ZipFile, count: int, classes: Sequ
     wrong = np.flatnonzero((labels.astype(np.float64) < -1) | (labels.astype(np.float64) >= len(classes)))
     if len(wrong):
         raise UserError(
-            f"{path}: {len(wrong)} of {count} labels are out of range, first {labels[wrong[0]]} at index {wrong[0]}: "
-            f"labels go from 0 to {len(classes) - 1} (-1: unlabelled), in the order of classes.txt"
+            f"{path}: {len(wrong)} of {count} labels are out of range, first {labels[wrong[0]]} at index "
+            f"{wrong[0]}: labels go from 0 to {len(classes) - 1} (-1: unlabeled), in the order of "
+            "classes.txt"
         )
     labels = labels.astype(np.int64)
     if ordered := _numbers_in_another_order(classes):
         for label in np.unique(labels[labels >= 0]):
             if classes[label] != ordered[label]:
                 raise UserError(
-                    f"{path}: label {label} is class number {label} of classes.txt, which is named {classes[label]!r}, as its "
-                    "numbers are not in numeric order: deliver class folders instead"
+                    f"{path}: label {label} is class number {label} of classes.txt, which is named "
+                    f"{classes[label]!r}, as its numbers are not in numeric order: deliver class folders "
+                    "instead"
                 )
     return labels
 
@@ -153,5 +159,6 @@ def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
 def _refuse_pickle(path: Path, name: str, dtype: np.dtype) -> None:
     if dtype.hasobject:
         raise UserError(
-            f"{path}: `{name}` holds pickled Python objects, which are never loaded: save plain numbers (uint8 images, integer labels)"
+            f"{path}: `{name}` holds pickled Python objects, which are never loaded: save plain numbers "
+            "(uint8 images, integer labels)"
         )

@@ -28,7 +28,7 @@ def map_chunks(
         for part in chunks:
             yield from function(part)
         return
-    # Only so many tasks are out at a time, so that results cannot pile up when their consumer is the slow part.
+    # Only so many tasks are out at a time: results cannot pile up where their consumer is the slow part.
     # Spawned, not forked: the parent may have threads (Arrow's, BLAS's).
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         pending: deque[Future[list[R]]] = deque()

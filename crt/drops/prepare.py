@@ -1,4 +1,4 @@
-"""From a raw drop to a prepared one: one pass, all cores, memory for pixels independent of the number of images."""
+"""From a raw drop to a prepared one: in one pass, on all cores, without holding all pixels in memory."""
 
 import hashlib
 import json
@@ -103,7 +103,7 @@ def check_drop(
     workers: int = 0,
     look: Callable[[DecodedImage], None] = lambda row: None,
 ) -> dict[str, Any]:
-    """All of `prepare_drop`'s checks, and its summary, without writing anything; `look` sees each sound image."""
+    """All of `prepare_drop`'s checks, and its summary; nothing is written. `look` sees each sound image."""
     return _examine(read_drop(source, spec.classes), spec, checks or Checks(), workers, consume=look)
 
 
@@ -243,7 +243,8 @@ def _examine(
         )
     if checks.need_labels and counts[-1]:
         raise UserError(
-            f"{drop.folder} has {counts[-1]} unlabelled image(s), but a test set needs labels: add or remove them"
+            f"{drop.folder} has {counts[-1]} unlabeled image(s), but a test set needs labels: add or remove "
+            "them"
         )
     compared = tested is not None and spec.size >= SMALLEST
     near = {"images": len(findings.near), "left_out": checks.near_copies == "drop"}

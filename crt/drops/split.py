@@ -1,9 +1,9 @@
 """Which labelled images are set aside for validation: decided by what an image shows, and by nothing else.
 
-An image never changes sides when other images come or go, and pictures that look nearly the same fall on one side as
-far as a coarse hash can tell. The hash is the signs of an image's 16 lowest frequencies: brightness and contrast do
-not enter, and a lossy copy changes none of them unless one is close to zero. Fewer signs would separate fewer copies,
-but fill the split less evenly (docs/data.md has the numbers).
+An image never changes sides when other images come or go, and pictures that look nearly the same fall on one
+side as far as a coarse hash can tell. The hash is the signs of an image's 16 lowest frequencies: brightness
+and contrast do not enter, and a lossy copy changes none of them unless one is close to zero. Fewer signs
+would separate fewer copies, but fill the split less evenly (docs/data.md has the numbers).
 """
 
 import hashlib

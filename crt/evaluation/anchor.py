@@ -74,9 +74,8 @@ def compared(
         other_model: The anchor's model.json.
     """
     begins = apart(model, other_model, version)
-    if (
-        student.settings["mode"] == certificates.settings["mode"] == "exact"
-    ):  # radii are reported there, and nothing else
+    # In exact mode radii are reported, and decide nothing else.
+    if student.settings["mode"] == certificates.settings["mode"] == "exact":
         same = certificates.settings | {"radii": student.settings["radii"]}
         certificates = replace(certificates, settings=same)
     begins = begins or _apart_in_settings(student, certificates, version)

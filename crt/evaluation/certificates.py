@@ -41,7 +41,8 @@ _LARGEST = 2**53  # whole numbers below it are exact in float64
 class Certificates:
     """Certificates of one classifier on one test set, ordered by image; all arrays have shape [N].
 
-    `radius` is in [0,1] pixel units; it is 0 where the row carries no certificate, `p_lower` where nothing was estimated.
+    `radius` is in [0,1] pixel units. It is 0 where the row carries no certificate, and `p_lower` where
+    nothing was estimated.
     """
 
     source: str  # the file, for messages
@@ -69,7 +70,7 @@ class Certificates:
 
     @property
     def noise(self) -> str | None:
-        """The kind of noise that the votes were counted under; None: that of version 0.1.0, which gave it no name."""
+        """The kind of noise that the votes were counted under; None: version 0.1.0's, without a name."""
         noise = self.settings.get("noise")
         return str(noise.get("kind")) if isinstance(noise, dict) else None
 
@@ -85,7 +86,10 @@ class Certificates:
 
     @property
     def once(self) -> NDArray[np.bool_]:
-        """Which images [N] are the first of those that are equal to them. Equal ones have one certificate, and fail together."""
+        """Which images [N] are the first of those that are equal to them.
+
+        Equal images have one certificate, and fail together.
+        """
         first = np.zeros(len(self), dtype=np.bool_)
         first[np.unique(np.array(self.image), return_index=True)[1]] = True
         return first

@@ -51,8 +51,8 @@ def write_metrics(tsv: Path, role: str, files: MetricFiles) -> None:
 def short_metrics(role: str, details: Mapping[str, Any]) -> dict[str, float]:
     """The metrics under short names, each of which occurs for one role only (columns of a table of runs).
 
-    For the student: acr, smoothed_acc and cert_<radius>, the certified accuracy at the first four positive radii. For the
-    others: their ACR.
+    For the student: acr, smoothed_acc and cert_<radius>, the certified accuracy at the first four positive
+    radii. For the others: their ACR.
     """
     if role != "student":
         return {f"{role}_acr": details["acr"]}
@@ -69,8 +69,8 @@ def compute_metrics(certificates: Certificates) -> dict[str, Any]:
 
     An image that stands in the test set several times counts once in what follows:
     `interval`: exact 95 % confidence intervals, for the finite test set (lists).
-    `certified_accuracy_lower_bound`: what holds of these very images with probability 0.999, over the failures that alpha
-    permits.
+    `certified_accuracy_lower_bound`: what holds of these very images with probability 0.999, over the
+    failures that alpha permits.
     """
     settings, images, once = certificates.settings, len(certificates), certificates.once
     distinct = int(once.sum())
@@ -112,7 +112,7 @@ def subset_rule(stride: int, max_images: int | None) -> str:
 
 
 def curve_of(certificates: Certificates) -> NDArray[np.float64]:
-    """Certified accuracy over radii [CURVE_STEPS + 1, 2], from 0 to the largest radius that n draws can certify."""
+    """Certified accuracy over radii [CURVE_STEPS + 1, 2], from 0 to the largest that n draws can certify."""
     radii = _radius_grid(certificates)
     return np.column_stack([radii, [certificates.right_at(radius).mean() for radius in radii]])
 

@@ -159,7 +159,10 @@ def difference_chart_against(results: Results, against: str) -> Markup:
 
 
 def gallery(results: Results) -> list[dict[str, Any]]:
-    """Test images by what the student's certificate says: title, and of each image number, class and certificate."""
+    """Test images by what the student's certificate says.
+
+    Each part has a title, and of each image its number, class and certificate.
+    """
     classes = results.role("student").model["classes"]
     certified = [row for row in results.certificates if row["status"] == "certified"]
     right = sorted((row for row in certified if row["correct"] == "1"), key=_radius)

@@ -23,7 +23,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Series:
-    """One line. `kind` names its colour and dashes in the style sheet; `marks` are points with intervals on it."""
+    """One line: `kind` names its color and dashes in the style sheet, `marks` are points with intervals."""
 
     kind: str
     x: Sequence[float]
@@ -33,7 +33,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Difference:
-    """One row of the difference chart, in shares; `margin` is the largest acceptable loss, if there is one."""
+    """One row of the difference chart, in shares; `margin` is the largest acceptable loss; None: any."""
 
     label: str
     value: float
@@ -85,7 +85,10 @@ def line_chart(
     y_top: float | None = None,
     y_unit: str = "",
 ) -> Markup:
-    """Lines over a common axis. `title` and `description` are what a screen reader says; y_top: None for the largest value."""
+    """Lines over a common axis.
+
+    `title` and `description` are what a screen reader says; `y_top` None: the largest value.
+    """
     xs = [value for line in series for value in (*line.x, *(mark.x for mark in line.marks))]
     ys = [value for line in series for value in line.y if math.isfinite(value)]
     left = min(xs, default=0.0)
@@ -113,7 +116,7 @@ def line_chart(
 
 
 def difference_chart(ident: str, title: str, description: str, rows: Sequence[Difference]) -> Markup:
-    """One row per difference: a dot, its confidence interval, the margin as a red line, and zero as a thin one."""
+    """One row per difference: a dot, its confidence interval, a red line at the margin, a thin one at 0."""
     left, bottom = 88, TOP + ROW * len(rows)
     ends = [end for row in rows for end in (row.low, row.high, -(row.margin or 0.0), 0.0)]
     spare = 0.06 * (max(ends) - min(ends)) or 0.01
@@ -177,7 +180,8 @@ def _path(line: Series, x: Axis, y: Axis) -> str:
 def _svg(ident: str, title: str, description: str, height: float, parts: Sequence[str]) -> Markup:
     # Every text from outside is escaped above or here.
     return Markup(  # noqa: S704
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="{ident}-title {ident}-desc">'
-        f'<title id="{ident}-title">{escape(title)}</title><desc id="{ident}-desc">{escape(description)}</desc>'
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-labelledby="{ident}-title {ident}-desc"><title id="{ident}-title">{escape(title)}</title>'
+        f'<desc id="{ident}-desc">{escape(description)}</desc>'
         f"{''.join(parts)}</svg>"
     )

@@ -1,7 +1,7 @@
 """Numbers and names as people read them. Rounding happens here and nowhere else.
 
-Guarantees are rounded to what holds: radii and lower ends down, upper ends up. Shares that were counted are rounded to the
-nearest number.
+Guarantees are rounded to what holds: radii and lower ends down, upper ends up. Shares that were counted are
+rounded to the nearest number.
 """
 
 import math

@@ -16,16 +16,19 @@ ORDER = ("teacher", "student", "baseline")
 
 Columns = dict[str, list[float]]
 
-# What the page, the model card and `crt show` read of each kind of file. Another version's results may lack some.
+# What the page, the model card and `crt show` read of each kind of file. Another version's results may lack
+# some.
 METRICS = {
-    "abstention_rate", "acr", "acr_is_lower_bound", "certified_accuracy", "certified_accuracy_lower_bound", "images",
-    "interval", "median_radius", "smoothed_accuracy", "subset",
+    "abstention_rate", "acr", "acr_is_lower_bound", "certified_accuracy", "certified_accuracy_lower_bound",
+    "images", "interval", "median_radius", "smoothed_accuracy", "subset",
 }  # fmt: skip
 SETTINGS = {
-    "alpha", "compile", "data_fingerprint", "device", "mode", "model_fingerprint", "n", "n0", "precision", "sigma", "versions",
+    "alpha", "compile", "data_fingerprint", "device", "mode", "model_fingerprint", "n", "n0", "precision",
+    "sigma", "versions",
 }  # fmt: skip
 MODEL = {
-    "arch", "channels", "classes", "data_fingerprint", "image_size", "method", "resize", "seed", "teacher_fingerprint", "versions",
+    "arch", "channels", "classes", "data_fingerprint", "image_size", "method", "resize", "seed",
+    "teacher_fingerprint", "versions",
 }  # fmt: skip
 GATE = {"comparisons", "confidence", "images", "sentences", "vs_teacher", "verdict"}
 CERTIFICATES = {"idx", "label", "predict", "radius", "correct", "status"}
@@ -66,7 +69,7 @@ class Results:
 
 
 def load_results(root: Path, preset: str, drops: Sequence[str], roles: Iterable[str]) -> Results:
-    """Read the results of a pipeline that ran under `root` with `preset`'s settings on `drops` and certified `roles`.
+    """Read the results of a pipeline that ran under `root` with `preset`'s settings on `drops`, for `roles`.
 
     Raises:
         MissingFileError: A file is not there.

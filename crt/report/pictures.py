@@ -20,7 +20,7 @@ class Pictures:
         return len(self._images)
 
     def __call__(self, number: int) -> str:
-        """The image as a data URI: lossless where it is small, else scaled down to `SIDE` pixels as a JPEG."""
+        """The image as a data URI: lossless where it is small, else a JPEG scaled down to `SIDE` pixels."""
         pixels = self._images.images[number]
         image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
         kind, options = (

@@ -1,7 +1,7 @@
 """Where in a checkpoint the network's tensors are: which entry of the file, behind which prefix, beside what.
 
-Averaged weights are taken where a file holds them beside the last ones, since their owners evaluate those. What is
-not taken is named.
+Averaged weights are taken where a file holds them beside the last ones, since their owners evaluate those.
+What is not taken is named.
 """
 
 import re
@@ -14,8 +14,8 @@ from torch import Tensor
 from crt.errors import UserError
 
 AVERAGES = (
-    "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "model_ema_state_dict", "ema", "swa_state_dict",
-    "swa_model", "averaged_model",
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "model_ema_state_dict", "ema",
+    "swa_state_dict", "swa_model", "averaged_model",
 )  # fmt: skip
 CONTAINERS = ("state_dict", "model_state_dict", "net", "model", "network", "net_state_dict", "weights")
 # What stands before the network's own names. A student is taken before its teacher.
@@ -100,7 +100,7 @@ def _inside(
 
 
 def _candidates(checkpoint: Mapping[str, Any]) -> list[str]:
-    """The entries that hold a network's tensors, in the order in which they are taken; none: it has them itself."""
+    """The entries that hold a network's tensors, the first choice first; none: the file has them itself."""
     if any(_is_convolution(value) for value in checkpoint.values()):
         return []
     known = [name for name in (*AVERAGES, *CONTAINERS) if _holds_tensors(checkpoint.get(name))]
@@ -144,7 +144,7 @@ def _unwrapped(
 
 
 def _wraps(wrapper: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a network is behind the prefix, and beside it none: counters, metrics, the weights of a loss."""
+    """Whether a network is behind the prefix and none beside it, but counters, metrics, a loss's weights."""
     behind = [name for name in tensors if name.startswith(wrapper)]
     beside = [
         tensor

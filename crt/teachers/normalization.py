@@ -13,13 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-SIGMAS = (
-    0.0,
-    0.12,
-    0.25,
-    0.5,
-    1.0,
-)  # of the training noise, [0,1] pixel units: those of the field's checkpoints
+# Of the training noise, [0,1] pixel units: those of the field's checkpoints.
+SIGMAS = (0.0, 0.12, 0.25, 0.5, 1.0)
 CLEAR = 2.0  # the best candidate's mismatch is at most 1/CLEAR of that of any that differs from it
 ALIKE = 0.05  # candidates whose normalized images differ by less, in standard deviations, are one
 

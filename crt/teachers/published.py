@@ -49,7 +49,8 @@ class Published:
         num_classes: Of the logits.
         front: Mean and std of a normalization layer that the file holds, or None.
         layout: Where the tensors were, in words.
-        epoch: As the file counts (completed epochs, but MACER from 1 and CRT's own from 0); None: it does not.
+        epoch: As the file counts (completed epochs, but MACER from 1 and CRT's own from 0); None: it does
+            not.
     """
 
     arch: str

@@ -399,8 +399,8 @@ def _without_images(name: str, stores: Sequence[Store]) -> list[str]:
         return []  # refused where the batches are made
     if len(seen) == 1:
         raise UserError(
-            f"{there} has labeled images of the class {classes[seen.pop()]} alone, so the {name} would learn nothing: "
-            "choose a drop of all classes (teacher.drop)"
+            f"{there} has labeled images of the class {classes[seen.pop()]} alone, so the {name} would learn "
+            "nothing: choose a drop of all classes (teacher.drop)"
         )
     missing = [classes[label] for label in range(len(classes)) if label not in seen]
     if missing:

@@ -158,9 +158,8 @@ def test_looking_after_every_image_errs_no_more_often(runs, shares):
         capital = np.exp(growth[kinds].cumsum(axis=1)).mean(axis=2)
         erred += int((capital.max(axis=1) >= 1 / RISK).sum())
     assert erred <= binom.ppf(0.999, runs, RISK)
-    if (
-        shares[1] < 0.95
-    ):  # the bound is used, not only kept: an interval of double width would not err as often
+    # The bound is used, not only kept: an interval of double width would not err as often.
+    if shares[1] < 0.95:
         assert erred >= binom.ppf(0.001, runs, RISK / 5)
 
 

@@ -32,9 +32,8 @@ def trained(choice: Candidate, sigma: float, steps: int = 60) -> nn.Module:
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
     mean, std = (torch.tensor(v)[:, None, None] for v in (choice.mean, choice.std))
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 0.1 * max(
-            0.0, 1 - 2 * step / steps
-        )  # the statistics settle, as at a run's end
+        # The rate is 0 in the second half: the statistics settle, as at a run's end.
+        optimizer.param_groups[0]["lr"] = 0.1 * max(0.0, 1 - 2 * step / steps)
         batch = slice(step * 32 % 320, step * 32 % 320 + 32)
         noisy = images[batch] + sigma * torch.randn_like(images[batch])
         loss = F.cross_entropy(network((noisy - mean) / std), labels[batch])

@@ -45,9 +45,8 @@ def test_cohens_layout_with_each_front_layer(tmp_path, front):
     assert found.front is None  # the published code's layer leaves no trace
     assert same(source, got)
     other = CENTER if front is CIFAR10 else CIFAR10
-    assert not same(
-        source, logits(tmp_path / "checkpoint.pth.tar", other)[1]
-    )  # a wrong one loads, and is wrong
+    # A wrong one loads, and is wrong.
+    assert not same(source, logits(tmp_path / "checkpoint.pth.tar", other)[1])
 
 
 def test_container_of_before_torch_1_6(tmp_path):
