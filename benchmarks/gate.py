@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
-from crt.evaluation.betting import decidable_margins, log_capital, lower_bound
+from crt.evaluation.betting import decidable_margins, log_capital, mean_lower_bound
 
 CONFIDENCE, RISK = 0.95, 0.025
 SIZES = (50, 100, 200, 360, 500, 1000, 2000, 5000, 10_000, 50_000)
@@ -66,7 +66,7 @@ def bets() -> None:
             needed = []
             for _ in range(100 if share else 1):
                 values = rng.choice([-1.0, 0.0, 1.0], images, p=[share / 2, 1 - share, share / 2])
-                needed.append([-lower_bound(values, RISK), -learning_bound(values)])
+                needed.append([-mean_lower_bound(values, RISK), -learning_bound(values)])
             ours, learning = 100 * np.quantile(needed, 0.8, axis=0)
             rows.append(
                 [f"{images:,}", f"{share:.0%}", f"{ours:.2f}", f"{learning:.2f}", f"{learning / ours:.2f}"]
@@ -144,9 +144,9 @@ def repeats(args: argparse.Namespace) -> None:
             drawn = pair[rng.integers(len(pair), size=images)]
             drawn = np.where(rng.random(images)[:, None] < 0.5, drawn, drawn[:, ::-1])
             rights = [(drawn >= radius) & (drawn > 0) for radius in args.radii]
-            needed = [-lower_bound(np.subtract(*right.T, dtype=float), RISK) for right in rights]
+            needed = [-mean_lower_bound(np.subtract(*right.T, dtype=float), RISK) for right in rights]
             accuracy.append(max(needed))
-            acr.append(-lower_bound(np.subtract(*drawn.T) / args.reach, RISK) * args.reach)
+            acr.append(-mean_lower_bound(np.subtract(*drawn.T) / args.reach, RISK) * args.reach)
     print(f"test sets of {images} images, {len(acr)} of them")
     for chance in (0.8, 0.95):
         each = next(

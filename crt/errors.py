@@ -1,5 +1,6 @@
-"""The exceptions for what a caller can put right."""
+"""The exceptions for what a caller can put right, and lists of names in their messages."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -35,3 +36,9 @@ class MissingFileError(FileError):
 
 class DamagedFileError(FileError):
     """It is there, but its content is not what it should be, or of another version."""
+
+
+def first_ten(names: Sequence[str], count: int | None = None) -> str:
+    """The first ten names, and how many more there are; `count`: of all, where only some are listed."""
+    more = (len(names) if count is None else count) - 10
+    return ", ".join(names[:10]) + (f" and {more} more" if more > 0 else "")

@@ -28,7 +28,7 @@ from crt.certification.table import write_table
 from crt.certification.votes import VoteCounter, device_name
 from crt.data.store import Store
 from crt.devices import choose_device
-from crt.errors import UserError
+from crt.errors import UserError, first_ten
 from crt.models.checkpoint import ModelInfo
 from crt.processes import finished_together, rank, world_size
 from crt.spec import check_fits, check_same
@@ -266,8 +266,7 @@ def _check(
     missing = [store.spec.classes[label] for label in np.setdiff1d(store.labels, labels) if label >= 0]
     warnings = []
     if missing:
-        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-        warnings.append(f"no image of the class {', '.join(missing[:10])}{more} is certified")
+        warnings.append(f"no image of the class {first_ten(missing)} is certified")
     if info.sigma == sigma:
         return warnings
     if not allow_sigma_mismatch:

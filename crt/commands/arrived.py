@@ -8,9 +8,8 @@ import numpy as np
 
 from crt.data.store import Store, open_store
 from crt.datasets.drift import SIZE, Finding, Sample, class_drift, pixel_drift, value_drift
-from crt.drops.layout import first_ten
 from crt.drops.prepare import DecodedImage
-from crt.errors import UserError
+from crt.errors import UserError, first_ten
 from crt.spec import ImageSpec, check_fits, to_unit
 
 if TYPE_CHECKING:

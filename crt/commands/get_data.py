@@ -14,8 +14,7 @@ from crt.commands.decidable import say_decidable
 from crt.commands.pin import unpin_misfits
 from crt.datasets.folders import write_folder
 from crt.datasets.sources import DataSet, write_cifar10, write_digits, write_fashion_mnist
-from crt.drops.layout import first_ten
-from crt.errors import UserError
+from crt.errors import UserError, first_ten
 from crt.files import replacing, same_tree
 from crt.project import Project
 from crt.project.choice import Choice

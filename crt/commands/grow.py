@@ -12,7 +12,7 @@ import numpy as np
 
 from crt.config import Data
 from crt.datasets.parts import flat_name
-from crt.datasets.sorting import Entry, split_off
+from crt.datasets.sorting import ImageFacts, split_off
 from crt.datasets.sources import write_classes
 from crt.drops.images import ImageError, pixel_hash, read_picture
 from crt.drops.layout import (
@@ -20,13 +20,12 @@ from crt.drops.layout import (
     ClassNames,
     ImageFile,
     check_class_names,
-    compose,
-    first_ten,
     folders,
+    nfc,
     read_drop,
 )
 from crt.drops.npz import write_npz
-from crt.errors import UserError
+from crt.errors import UserError, first_ten
 from crt.files import replacing_file
 from crt.spec import ImageSpec
 
@@ -64,7 +63,7 @@ def find_growth(delivery: Path, classes: Sequence[str], data: Data) -> Growth:
         UserError: It has no new class, no class folders, or a new class of one image.
     """
     known = ClassNames(classes)
-    new = sorted({compose(name) for name in folders(delivery) if known.label(name) is None})
+    new = sorted({nfc(name) for name in folders(delivery) if known.label(name) is None})
     if not new:
         raise UserError(f"{delivery} has no class folder that classes.txt lacks: leave --add-classes out")
     if (delivery / LABELS_FILE).exists():
@@ -78,7 +77,7 @@ def find_growth(delivery: Path, classes: Sequence[str], data: Data) -> Growth:
             digest = pixel_hash(read_picture(file.path, spec).pixels)
         except ImageError:  # it is named when the whole delivery is checked
             continue
-        entries.append(Entry(file.name, file.label, digest))
+        entries.append(ImageFacts(file.name, file.label, digest))
         by_name[file.name] = file
     chosen = [by_name[entry.name] for entry in split_off(entries)[1]]
     if few := [

@@ -20,9 +20,9 @@ from crt.commands.pin import pin_newest, said_anchor, set_pins
 from crt.config import Config, Data
 from crt.datasets.deliveries import write_drop
 from crt.drops.copies import KnownImages
-from crt.drops.layout import first_ten, read_classes
+from crt.drops.layout import read_classes
 from crt.drops.prepare import Checks, DecodedImage, check_drop, prepared_images, raw_images
-from crt.errors import UserError
+from crt.errors import UserError, first_ten
 from crt.files import replacing, same_tree
 from crt.project import Project
 from crt.project.data import leave_sample_remote, recorded_drops, show_next, unrecorded_files

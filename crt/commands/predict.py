@@ -15,8 +15,7 @@ from crt.certification.votes import Precision
 from crt.commands.abstentions import warning
 from crt.devices import choose_device
 from crt.drops.images import decode_image, pixel_hash
-from crt.drops.layout import first_ten
-from crt.errors import UserError
+from crt.errors import UserError, first_ten
 from crt.models.checkpoint import load_model
 from crt.report import formats
 

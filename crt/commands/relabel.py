@@ -22,14 +22,13 @@ from crt.drops.layout import (
     ClassNames,
     Drop,
     check_class_names,
-    first_ten,
     is_labels,
     read_drop,
     walk_files,
 )
 from crt.drops.npz import write_npz
 from crt.drops.tables import read_table
-from crt.errors import UserError
+from crt.errors import UserError, first_ten
 from crt.files import replacing
 from crt.project import Project
 from crt.project.data import leave_sample_remote, recorded_drops, show_next, unrecorded_files

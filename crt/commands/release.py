@@ -8,8 +8,7 @@ import sys
 from typing import Any, Literal
 
 from crt.config import Anchored, Config
-from crt.drops.layout import first_ten
-from crt.errors import UserError
+from crt.errors import UserError, first_ten
 from crt.evaluation.anchor import apart
 from crt.project import Project
 from crt.project.data import has_default_remote

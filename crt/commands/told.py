@@ -5,7 +5,7 @@ from typing import Any
 
 from crt.datasets.sources import DataSet
 from crt.drops.images import CHANGES
-from crt.drops.layout import first_ten
+from crt.errors import first_ten
 
 _CLASSES_SHOWN = 30
 

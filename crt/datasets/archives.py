@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from crt.drops.layout import check_encoding, compose, is_data, is_junk
+from crt.drops.layout import check_encoding, is_data, is_junk, nfc
 from crt.errors import UserError
 
 # Images are compressed already: a delivery may unpack to 1 GiB, or else to 100 times its size.
@@ -79,10 +79,8 @@ def _folder_around(files: list[PurePosixPath], classes: Collection[str]) -> str 
     """The one folder in which all lies, but for files beside it that are no data, such as a README."""
     tops = {file.parts[0] for file in files if len(file.parts) > 1}
     beside = any(len(file.parts) == 1 and is_data(file.name) for file in files)
-    known = {compose(name) for name in classes}
-    return (
-        tops.pop() if len(tops) == 1 and not beside and not {compose(top) for top in tops} & known else None
-    )
+    known = {nfc(name) for name in classes}
+    return tops.pop() if len(tops) == 1 and not beside and not {nfc(top) for top in tops} & known else None
 
 
 def _zip_members(archive: Path, file: zipfile.ZipFile) -> list[_Member]:

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from crt.datasets.roles import Role, role_of
-from crt.datasets.sorting import Entry, NearCopies, counts_of, sort_out
+from crt.datasets.sorting import ImageFacts, NearCopies, counts_of, sort_out
 from crt.datasets.sources import DataSet, common_size, write_classes
 from crt.drops.copies import look_of
 from crt.drops.images import fit_array, pixel_hash
-from crt.drops.layout import first_ten, is_image, walk_files
+from crt.drops.layout import is_image, walk_files
 from crt.drops.npz import write_npz
 from crt.drops.tables import read_text
-from crt.errors import UserError
+from crt.errors import UserError, first_ten
 from crt.spec import ImageSpec
 
 _IMAGES = ("images", "image", "imgs", "x", "data")
@@ -86,7 +86,7 @@ def write_arrays(
         raise UserError(f"{arrays[0].path} holds nothing for training: give arrays or files called train")
     spec = _spec(arrays, [*train, *test], image_size, resize)
     entries = {id(one): _entries(one, spec) for one in [*train, *test]}
-    drops: dict[str, list[Entry]] = {}
+    drops: dict[str, list[ImageFacts]] = {}
     for one in train:
         drops.setdefault(one.drop, []).extend(entries[id(one)])
     if not test and drops.keys() != {"base"}:
@@ -157,12 +157,12 @@ def _spec(arrays: Sequence[Arrays], used: Sequence[Arrays], image_size: int | No
     return ImageSpec(tuple(classes), image_size or common_size(sizes), channels.pop(), resize)
 
 
-def _entries(arrays: Arrays, spec: ImageSpec) -> list[Entry]:
+def _entries(arrays: Arrays, spec: ImageSpec) -> list[ImageFacts]:
     entries = []
     for number, (pixels, label) in enumerate(zip(arrays.images, arrays.labels.tolist(), strict=True)):
         name = f"{arrays.path.name}#{number}"
         fitted = fit_array(pixels, spec, name)
-        entries.append(Entry(name, label, pixel_hash(fitted), look_of(fitted)))
+        entries.append(ImageFacts(name, label, pixel_hash(fitted), look_of(fitted)))
     return entries
 
 

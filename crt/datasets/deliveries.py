@@ -11,8 +11,8 @@ from crt.datasets.lists import find_lists, images_in
 from crt.datasets.parquet import holds_parquet, is_parquet, unpack_parquet
 from crt.datasets.parts import flat_name, labeled_by, without_wrappers
 from crt.datasets.roles import split_names
-from crt.drops.layout import LABELS_FILE, ClassNames, check_class_names, first_ten, is_labels, walk_files
-from crt.errors import UserError
+from crt.drops.layout import LABELS_FILE, ClassNames, check_class_names, is_labels, walk_files
+from crt.errors import UserError, first_ten
 
 
 def write_drop(source: Path, folder: Path, classes: Sequence[str] | None) -> list[str]:

@@ -11,13 +11,13 @@ from crt.datasets.archives import is_archive, unpack
 from crt.datasets.arrays import is_npz, read_arrays, write_arrays
 from crt.datasets.parquet import holds_parquet, is_parquet, unpack_parquet
 from crt.datasets.parts import Part, find_parts
-from crt.datasets.sorting import Entry, NearCopies, counts_of, sort_out
+from crt.datasets.sorting import ImageFacts, NearCopies, counts_of, sort_out
 from crt.datasets.sources import DataSet, common_size, write_classes
 from crt.drops.copies import look_of
 from crt.drops.images import ImageError, UnreadableImageError, pixel_hash, read_header, read_picture
-from crt.drops.layout import ClassNames, check_class_names, first_ten
+from crt.drops.layout import ClassNames, check_class_names
 from crt.drops.parallel import map_chunks
-from crt.errors import UserError
+from crt.errors import UserError, first_ten
 from crt.spec import ImageSpec
 
 
@@ -126,13 +126,13 @@ class _Look:
     changes: tuple[str, ...]
 
 
-def _entries(part: Part, looked: Mapping[Path, _Look], known: ClassNames) -> list[Entry]:
+def _entries(part: Part, looked: Mapping[Path, _Look], known: ClassNames) -> list[ImageFacts]:
     entries = []
     for image in part.images:
         if image.path in looked:
             label = None if image.label is None else known.label(image.label)
             seen = looked[image.path]
-            entries.append(Entry(image.name, -1 if label is None else label, seen.sha256, seen.look))
+            entries.append(ImageFacts(image.name, -1 if label is None else label, seen.sha256, seen.look))
     return entries
 
 

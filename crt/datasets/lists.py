@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from crt.datasets.roles import Role, role_of
-from crt.drops.layout import compose, first_ten, is_image, walk_files
+from crt.drops.layout import is_image, nfc, walk_files
 from crt.drops.tables import Table, read_table, read_text
-from crt.errors import UserError
+from crt.errors import UserError, first_ten
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt", ".lst")
 _LABELS = (
@@ -92,15 +92,15 @@ class ImageIndex:
         self._exact: dict[str, str] = {}
         self._ends: dict[str, str | None] = {}  # None: several images end so
         for image in images:
-            self._exact[compose(image)] = image
-            parts = PurePosixPath(compose(image).casefold()).parts
+            self._exact[nfc(image)] = image
+            parts = PurePosixPath(nfc(image).casefold()).parts
             ends = {"/".join(parts[start:]) for start in range(len(parts))}
             for end in ends | {end.rpartition(".")[0] for end in ends}:
                 self._ends[end] = image if self._ends.get(end, image) == image else None
 
     def find(self, name: str, folder: str) -> str | None:
         """The image of that name, which a list in `folder` calls so; None: there is none, or several."""
-        name = compose(name.replace("\\", "/"))
+        name = nfc(name.replace("\\", "/"))
         for path in (PurePosixPath(folder, name).as_posix(), name):
             if path in self._exact:
                 return self._exact[path]

@@ -8,8 +8,8 @@ from typing import Any
 
 from crt.datasets.roles import role_of
 from crt.drops.images import suffix_of
-from crt.drops.layout import check_class_names, first_ten, is_image, walk_files
-from crt.errors import UserError
+from crt.drops.layout import check_class_names, is_image, walk_files
+from crt.errors import UserError, first_ten
 
 _LABELS = ("label", "labels", "fine_label", "class", "target", "category")
 _IMAGES = ("image", "img", "images")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from crt.datasets.lists import LabelList, find_lists, images_in
 from crt.datasets.roles import Role, split_names
-from crt.drops.layout import ClassNames, compose, first_ten, folders, is_image, is_junk, walk_files
-from crt.errors import UserError
+from crt.drops.layout import ClassNames, folders, is_image, is_junk, nfc, walk_files
+from crt.errors import UserError, first_ten
 
 _LONGEST = 200  # bytes of a file's name
 UNLABELED = "unlabeled"  # the drop of images without a label
@@ -165,7 +165,7 @@ def read_part(folder: Path) -> Part:
     for path in walk_files(folder):
         name = path.relative_to(folder).as_posix()
         if is_image(name):
-            images.append(Labeled(name, path, compose(name.partition("/")[0]) if "/" in name else None))
+            images.append(Labeled(name, path, nfc(name.partition("/")[0]) if "/" in name else None))
     flat = [image.name for image in images if image.label is None]
     classes = {image.label for image in images if image.label is not None}
     if flat and classes:
@@ -173,7 +173,7 @@ def read_part(folder: Path) -> Part:
             f"{folder} mixes class folders ({first_ten(sorted(classes))}) and images outside class folders "
             f"({first_ten(flat)}): move these into folders"
         )
-    if classes and (empty := [name for name in folders(folder) if compose(name) not in classes]):
+    if classes and (empty := [name for name in folders(folder) if nfc(name) not in classes]):
         raise UserError(
             f"{folder} has folders without a single image ({first_ten(empty)}): "
             "put images there, or remove the folders"
@@ -261,7 +261,7 @@ def _has_images(folder: Path) -> bool:
 
 def _class_names(labels: Collection[str]) -> list[str]:
     """In numeric order if all are numbers, so that a label means the same in an .npz."""
-    names = sorted(set(map(compose, labels)))
+    names = sorted(set(map(nfc, labels)))
     return sorted(names, key=int) if all(name.isascii() and name.isdigit() for name in names) else names
 
 

@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from crt.drops.copies import KnownImages
-from crt.drops.layout import first_ten
-from crt.errors import UserError
+from crt.errors import UserError, first_ten
 
 NearCopies = Literal["list", "drop", "refuse"]
 TEST_SHARE = 5  # one image in five is for the test
 
 
 @dataclass(frozen=True)
-class Entry:
+class ImageFacts:
     """An image: its name in its part, its label (-1: none), its pixel hash, and its look."""
 
     name: str
@@ -34,15 +33,15 @@ class Sorted:
         near: Training images that look like a test image, with its name.
     """
 
-    drops: dict[str, list[Entry]]
-    test: list[Entry]
+    drops: dict[str, list[ImageFacts]]
+    test: list[ImageFacts]
     left_out: list[str] = field(default_factory=list)
     near: list[str] = field(default_factory=list)
 
 
 def sort_out(
-    drops: Mapping[str, Sequence[Entry]],
-    test: Sequence[Entry] | None,
+    drops: Mapping[str, Sequence[ImageFacts]],
+    test: Sequence[ImageFacts] | None,
     classes: Sequence[str],
     near_copies: NearCopies,
 ) -> Sorted:
@@ -95,8 +94,8 @@ def counts_of(found: Sorted, classes: Sequence[str]) -> dict[str, dict[str, int]
     return counted
 
 
-def _check_labels(entries: Iterable[Entry], classes: Sequence[str]) -> None:
-    first: dict[str, Entry] = {}
+def _check_labels(entries: Iterable[ImageFacts], classes: Sequence[str]) -> None:
+    first: dict[str, ImageFacts] = {}
     wrong = []
     for entry in entries:
         if entry.label < 0:
@@ -113,7 +112,7 @@ def _check_labels(entries: Iterable[Entry], classes: Sequence[str]) -> None:
         )
 
 
-def split_off(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+def split_off(entries: Sequence[ImageFacts]) -> tuple[list[ImageFacts], list[ImageFacts]]:
     """Training and test images: a fifth of each class, chosen by the hash of the pixels alone."""
     sizes = Counter(entry.label for entry in entries)
     del sizes[-1]  # without a label: for training

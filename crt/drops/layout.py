@@ -15,7 +15,7 @@ from pathlib import Path
 from crt.drops.images import SUFFIXES
 from crt.drops.npz import ImageArrays, open_images
 from crt.drops.tables import read_table
-from crt.errors import MissingFileError, UserError
+from crt.errors import MissingFileError, UserError, first_ten
 
 LABELS_FILE = "labels.csv"
 # What file managers, archivers, Python and network storage leave behind, in lower case.
@@ -87,7 +87,7 @@ def check_class_names(classes: Sequence[str], where: str) -> None:
         raise UserError(
             f"{where} names the class {bad[0]!r}, which cannot be a folder and a line of text: rename it"
         )
-    composed = [compose(name) for name in classes]
+    composed = [nfc(name) for name in classes]
     if len(set(composed)) != len(classes):
         twice = next(name for name in composed if composed.count(name) > 1)
         raise UserError(f"{where} names the class {twice!r} twice: remove one")
@@ -114,14 +114,14 @@ class ClassNames:
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
-        exact = {compose(name): label for label, name in enumerate(classes)}
+        exact = {nfc(name): label for label, name in enumerate(classes)}
         folded = {name.casefold(): label for name, label in exact.items()}
         self._fold = len(folded) == len(exact)
         self._labels = folded if self._fold else exact
 
     def label(self, name: str) -> int | None:
         """The label of the class of that name; None: there is none."""
-        return self._labels.get(compose(name).casefold() if self._fold else compose(name))
+        return self._labels.get(nfc(name).casefold() if self._fold else nfc(name))
 
 
 def read_drop(folder: Path, classes: Sequence[str]) -> Drop:
@@ -250,7 +250,7 @@ def check_encoding(path: Path) -> None:
 
 def _read_labels(path: Path, classes: Sequence[str], images: list[str]) -> dict[str, int]:
     names = ClassNames(classes)
-    known = {compose(name).strip(): name for name in images}
+    known = {nfc(name).strip(): name for name in images}
     table = read_table(path)
     file, label_place = table.place("file"), table.place("label")
     if file is None or label_place is None:
@@ -259,9 +259,9 @@ def _read_labels(path: Path, classes: Sequence[str], images: list[str]) -> dict[
     for number, cells in table.rows:
         name, label = cells[file], cells[label_place]
         where = f"{path}, line {number}"
-        if compose(name) not in known:
+        if nfc(name) not in known:
             raise UserError(f"{where}: {name!r} is no image beside it: remove the line")
-        image = known[compose(name)]
+        image = known[nfc(name)]
         if image in found:
             raise UserError(f"{where}: {name!r} has a second label: remove one")
         of_class = names.label(label) if label else -1
@@ -269,12 +269,6 @@ def _read_labels(path: Path, classes: Sequence[str], images: list[str]) -> dict[
             raise UserError(f"{where}: classes.txt does not know {label!r} (leave it empty for unlabeled)")
         found[image] = of_class
     return found
-
-
-def first_ten(names: Sequence[str], count: int | None = None) -> str:
-    """The first ten names, and how many more there are; `count`: of all, where only some are listed."""
-    more = (len(names) if count is None else count) - 10
-    return ", ".join(names[:10]) + (f" and {more} more" if more > 0 else "")
 
 
 def by_suffix(names: Iterable[str]) -> dict[str, int]:
@@ -303,6 +297,6 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in _JUNK or ".partial" in name
 
 
-def compose(name: str) -> str:
+def nfc(name: str) -> str:
     """A name with each accented letter as one character: macOS hands letter and accent over as two."""
     return unicodedata.normalize("NFC", name)

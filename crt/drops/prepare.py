@@ -24,10 +24,10 @@ from crt.drops.images import (
     pixel_hash,
     read_picture,
 )
-from crt.drops.layout import Drop, ImageFile, by_suffix, first_ten, read_drop
+from crt.drops.layout import Drop, ImageFile, by_suffix, read_drop
 from crt.drops.parallel import map_chunks
 from crt.drops.split import in_validation
-from crt.errors import UserError
+from crt.errors import UserError, first_ten
 from crt.files import replacing
 from crt.spec import ImageSpec
 

@@ -32,7 +32,7 @@ def log_capital(values: Floats, counts: NDArray[np.int64], mean: float, least: f
     return np.asarray(np.log(np.exp(capital - most).mean(axis=-1)) + most[..., 0])
 
 
-def lower_bound(values: Floats, risk: float, least: float = -1.0) -> float:
+def mean_lower_bound(values: Floats, risk: float, least: float = -1.0) -> float:
     """The least mean that `values` [N], none below `least`, leave possible, at this risk of being wrong."""
     distinct, counts = np.unique(np.maximum(values, least), return_counts=True)
     mean = float(counts @ distinct) / len(values)
@@ -54,7 +54,7 @@ def mean_interval(
     Each end is wrong with probability (1 - confidence) / 2 at most, over all looks at ever more values.
     """
     risk = (1 - confidence) / 2
-    return lower_bound(values, risk, least), -lower_bound(-values, risk, -most)
+    return mean_lower_bound(values, risk, least), -mean_lower_bound(-values, risk, -most)
 
 
 def decidable_margins(values: Floats, confidence: float, images: int | None = None) -> dict[str, float]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import ceil
 from typing import Any, Literal
 
+from crt.errors import first_ten
 from crt.evaluation.anchor import Anchor
 
 Verdict = Literal["pass", "fail", "undecided"]
@@ -130,21 +131,16 @@ def _class_sentences(by_class: dict[str, Any]) -> list[str]:
     if failed:
         said.append(
             f"Warning: at radius {radius} the student loses more than {margin:g} in the class "
-            f"{_some(failed)}."
+            f"{first_ten(failed)}."
         )
     if undecided:
         needed = by_class["images_needed"]
         remedy = f"about {needed:,} test images of each would" if needed else "no test set would"
         said.append(
             f"Warning: these images cannot tell whether it loses more than {margin:g} in the class "
-            f"{_some(undecided)}: {remedy} decide it for an equal student with 80 % chance."
+            f"{first_ten(undecided)}: {remedy} decide it for an equal student with 80 % chance."
         )
     return said
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(names[:10]) + more
 
 
 def _in_words(rows: Sequence[dict[str, Any]]) -> str:

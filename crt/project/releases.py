@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from crt.drops.layout import first_ten
-from crt.errors import UserError
+from crt.errors import UserError, first_ten
 from crt.history import parse_history
 from crt.project.repository import Project
 from crt.references.fetch_dvc import facts_of

@@ -41,7 +41,7 @@ def take_over(project: Project) -> None:
     if not project.is_ours(project.params_file) and not project.is_merged():
         with project.committed_conf() as committed:
             choice = _with(choice, _left_over(project, params, committed), project.conf)
-    said = _Difference(project.choice, choice)
+    said = _NewChoices(project.choice, choice)
     project.choose(choice)
     if said:
         print(f"taken over from params.yaml into conf/choice.yaml: {said}")
@@ -64,7 +64,7 @@ def difference(project: Project) -> str | None:
     if not found:
         return None
     try:
-        return str(_Difference(project.choice, choice_for(params, project.conf)))
+        return str(_NewChoices(project.choice, choice_for(params, project.conf)))
     except UserError:  # no choice says it
         return ", ".join(
             f"{dotted(path)} is {now} instead of {before}" for path, (before, now) in found.items()
@@ -90,7 +90,7 @@ def new_difference(project: Project) -> str | None:
     return said
 
 
-class _Difference:
+class _NewChoices:
     """What one choice has and another has not."""
 
     def __init__(self, before: Choice, after: Choice) -> None:
@@ -116,17 +116,17 @@ class _Difference:
         )
 
 
-def _left_over(project: Project, params: dict[str, Any], committed: Conf | None) -> _Difference:
+def _left_over(project: Project, params: dict[str, Any], committed: Conf | None) -> _NewChoices:
     """What has to be chosen, so that the committed conf/ and what was chosen since compose to `params`."""
     base = committed or project.conf
     try:
         if base.compose().values == params:
-            return _Difference(base.choice, base.choice)
+            return _NewChoices(base.choice, base.choice)
     except UserError:  # it was committed broken
         base = project.conf
     if base is committed and project.is_ours(project.choice_file):
         base = base.with_choice(project.choice)
-    return _Difference(base.choice, choice_for(params, base))
+    return _NewChoices(base.choice, choice_for(params, base))
 
 
 def choice_for(params: dict[str, Any], conf: Conf) -> Choice:
@@ -188,7 +188,7 @@ def _differing(choice: Choice, params: dict[str, Any], conf: Conf) -> list[Path]
     return list(differences(conf.compose(choice).values, params))
 
 
-def _with(choice: Choice, said: _Difference, conf: Conf) -> Choice:
+def _with(choice: Choice, said: _NewChoices, conf: Conf) -> Choice:
     """`choice` and what is left over; what conf/ gives by itself is not repeated.
 
     Raises:

@@ -326,12 +326,6 @@ def size_rule(model: dict[str, Any]) -> str:
     return f"{model['channels']} × {size} × {size} pixels in [0,1]; {others[model['resize']]}"
 
 
-def class_list(classes: Sequence[str]) -> str:
-    """The classes' names; the first ten of many."""
-    names = ", ".join(classes[:10])
-    return names if len(classes) <= 10 else f"{names} and {len(classes) - 10} more"
-
-
 def selection_draws(settings: Mapping[str, Any]) -> str:
     """n0, which adaptive mode does not use."""
     return formats.count(settings["n0"]) if settings["mode"] == "exact" else "as few as make the class clear"

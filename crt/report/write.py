@@ -6,6 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from crt.data.store import Store
+from crt.errors import first_ten
 from crt.files import write_text
 from crt.report import content, formats
 from crt.report.load import Results, load_results
@@ -52,4 +53,5 @@ def render(results: Results, template: str, pictures: Pictures | None = None) ->
         keep_trailing_newline=True,
     )
     environment.filters |= {name: getattr(formats, name) for name in formats.__all__}
+    environment.filters["first_ten"] = first_ten
     return environment.get_template(template).render(results=results, content=content, pictures=pictures)

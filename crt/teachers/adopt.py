@@ -15,16 +15,16 @@ import torch
 from crt.config import Config, FetchedTeacher
 from crt.data.statistics import mean_and_std
 from crt.data.store import Store, open_store
-from crt.errors import UserError
+from crt.errors import UserError, first_ten
 from crt.files import write_text
 from crt.models.build import ENSEMBLE, BaseClassifier, Normalize
 from crt.models.checkpoint import ModelInfo, load_info, load_model, save_model
 from crt.references.fetch import sha256_of
 from crt.references.locate import Reference, discard, locate, parse, weights_of
 from crt.spec import check_fits, to_unit
-from crt.teachers.check import Probe, accuracy, cause
+from crt.teachers.check import Probe, cause, noisy_accuracy
 from crt.teachers.ensemble import combine
-from crt.teachers.normalization import Candidate, Evidence, candidates, clear_choice, weigh
+from crt.teachers.normalization import Candidate, Evidence, clear_choice, normalizations, weigh
 from crt.teachers.published import Published, build, foreign, in_order, recognize
 from crt.teachers.safe_load import load_checkpoint
 from crt.training.seeds import derive_seed
@@ -79,7 +79,7 @@ def adopt(
     model, info = members[0]
     if len(members) > 1:
         model, info = combine(members)
-        value = accuracy(model, probe, config.sigma)
+        value = noisy_accuracy(model, probe, config.sigma)
         _say(f"ensemble of {len(members)}: {_percent(value)} of noisy training images right")
         facts = {"noisy_accuracy": value, "members": found}
     facts["noisy_images"] = len(probe.labels)
@@ -95,7 +95,7 @@ def _one(
     """One model, checked; its description; what was found."""
     sha256 = _pinned(ref, place)
     _say(f"{ref.text} (SHA-256 {sha256})")
-    choices = candidates(store.spec.channels, mean_and_std([store]))
+    choices = normalizations(store.spec.channels, mean_and_std([store]))
     if place.is_dir():
         model, info = _our_own(place, store, probe.images.device)
         evidence: list[Evidence] = []
@@ -104,7 +104,7 @@ def _one(
         model, info, evidence, how = _published(ref.text, place, teacher, config, store, probe, choices)
     classes = info.spec.classes
     info = replace(info, source={**(info.source or {}), "ref": ref.text, "sha256": sha256})
-    value = accuracy(model, probe, config.sigma)
+    value = noisy_accuracy(model, probe, config.sigma)
     facts = {
         "noisy_accuracy": value,
         "ref": ref.text,
@@ -126,7 +126,7 @@ def _one(
         if info.arch == ENSEMBLE:
             return {}
         return {
-            f"{c.name}: mean {_numbers(c.mean)}, std {_numbers(c.std)}": accuracy(
+            f"{c.name}: mean {_numbers(c.mean)}, std {_numbers(c.std)}": noisy_accuracy(
                 BaseClassifier(Normalize(c.mean, c.std).to(probe.images.device), model.network),
                 probe,
                 config.sigma,
@@ -175,12 +175,10 @@ def _published(
     found = recognize(load_checkpoint(file), source, teacher.arch, teacher.arch_args, teacher.entry)
     _say(f"recognized {found.arch} ({found.layout})")
     found = _with_classes(found, source, teacher, store)
-    blank = build(found, source, store.spec)
-    network = blank.network.to(probe.images.device)
+    network = build(found, source, store.spec).to(probe.images.device)
     left_alone = found.left_alone + foreign(found.tensors, network.state_dict())
     if left_alone:
-        more = f" and {len(left_alone) - 10} more" if len(left_alone) > 10 else ""
-        _say(f"left alone, as no part of the network: {', '.join(left_alone[:10])}{more}")
+        _say(f"left alone, as no part of the network: {first_ten(left_alone)}")
     given = _given(teacher, found, store.spec.channels)
     if given is not None:
         choices = [given[0], *choices]

@@ -39,7 +39,7 @@ def predictions(model: nn.Module, probe: Probe, sigma: float, batch: int = 128) 
     return torch.cat(parts)
 
 
-def accuracy(model: nn.Module, probe: Probe, sigma: float) -> float:
+def noisy_accuracy(model: nn.Module, probe: Probe, sigma: float) -> float:
     """Share of the probe's images that the base classifier gets right under noise of `sigma`."""
     return float((predictions(model, probe, sigma) == probe.labels).double().mean())
 
@@ -110,7 +110,7 @@ def cause(
             "normalization: set teacher.mean and teacher.std to those"
         )
     for less in (sigma / 2, sigma / 4, 0.0):
-        value = accuracy(model, probe, less)
+        value = noisy_accuracy(model, probe, less)
         if useful(value, len(classes)) and value >= measured + GAIN:
             return (
                 f"{bad}, but {value:.1%} at {less:g}; the likely cause is sigma: take a teacher that was "

@@ -51,7 +51,7 @@ class Evidence:
     mismatch: float
 
 
-def candidates(channels: int, data: tuple[Sequence[float], Sequence[float]]) -> list[Candidate]:
+def normalizations(channels: int, data: tuple[Sequence[float], Sequence[float]]) -> list[Candidate]:
     """Identity, and centering and normalizing with the field's constants and this data's mean and std."""
     known = {1: _GREY_CONSTANTS, 3: _CONSTANTS}[channels]
     tables = {**known, "this data": (tuple(data[0]), tuple(data[1]))}

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crt.errors import UserError
-from crt.models.build import BaseClassifier, build_model, check_arch
+from crt.models.build import build_model, check_arch
 from crt.models.checkpoint import misfit
 from crt.models.cifar_resnet import DEPTHS
 from crt.spec import ImageSpec
@@ -117,27 +117,19 @@ def recognize(
     )
 
 
-def build(
-    found: Published,
-    source: str,
-    spec: ImageSpec,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> BaseClassifier:
-    """The base classifier with the checkpoint's weights, in eval mode.
+def build(found: Published, source: str, spec: ImageSpec) -> nn.Module:
+    """The network with the checkpoint's weights, in eval mode, without a normalization layer.
 
     Args:
         found: The checkpoint.
         source: The file, named in errors.
         spec: What the images are.
-        mean: Of the normalization layer, per channel; None: 0.
-        std: Of the normalization layer, per channel; None: 1.
 
     Raises:
         UserError: The tensors do not fit the network; at most ten differences are listed.
     """
-    model = build_model(found.arch, spec, found.arch_args, mean, std)
-    expected = model.network.state_dict()
+    network = build_model(found.arch, spec, found.arch_args).network
+    expected = network.state_dict()
     tensors = {
         name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor
         for name, tensor in found.tensors.items()
@@ -153,8 +145,8 @@ def build(
             f"{source} does not fit {found.arch}: check teacher.arch and teacher.arch_args\n  "
             + "\n  ".join(differences)
         )
-    model.network.load_state_dict(tensors)
-    return model.eval()
+    network.load_state_dict(tensors)
+    return network.eval()
 
 
 def foreign(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> list[str]:

@@ -18,7 +18,7 @@ from crt.config import Augment, Config, MethodSettings, Recipe, Runtime, Trained
 from crt.data.statistics import mean_and_std
 from crt.data.store import Store, open_store
 from crt.devices import choose_device
-from crt.errors import MissingFileError, UserError
+from crt.errors import MissingFileError, UserError, first_ten
 from crt.files import write_json
 from crt.inference.fold import fold_batchnorm
 from crt.methods import base as methods
@@ -404,9 +404,8 @@ def _without_images(name: str, stores: Sequence[Store]) -> list[str]:
         )
     missing = [classes[label] for label in range(len(classes)) if label not in seen]
     if missing:
-        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
         print(
-            f"the {name} cannot learn the class {', '.join(missing[:10])}{more}: "
+            f"the {name} cannot learn the class {first_ten(missing)}: "
             f"{there} has no image of it (teacher.drop chooses another drop)",
             file=sys.stderr,
         )

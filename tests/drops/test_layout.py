@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 from raw_drops import CLASSES, class_folders, pixels, write_image
 
-from crt.drops.layout import (
-    by_suffix,
-    check_class_names,
-    check_data_dir,
-    first_ten,
-    read_classes,
-    read_drop,
-    walk_files,
-)
+from crt.drops.layout import by_suffix, check_class_names, check_data_dir, read_classes, read_drop, walk_files
 from crt.errors import UserError
 
 
@@ -282,8 +274,3 @@ def test_check_data_dir(tmp_path):
     check_data_dir(tmp_path, ["a"])
     with pytest.raises(UserError, match=r"train/b is missing: the images of the drop 'b' belong there"):
         check_data_dir(tmp_path, ["a", "b"])
-
-
-def test_first_ten():
-    assert first_ten(["a", "b"]) == "a, b"
-    assert first_ten([str(n) for n in range(13)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 3 more"

@@ -13,8 +13,8 @@ from crt.evaluation.betting import (
     BETS,
     decidable_margins,
     log_capital,
-    lower_bound,
     mean_interval,
+    mean_lower_bound,
 )
 
 RISK = 0.025
@@ -68,7 +68,7 @@ def test_a_better_value_raises_the_bound():
     values = np.linspace(-0.5, 0.5, 40)
     better = values.copy()
     better[3] += 0.1
-    assert lower_bound(better, RISK) > lower_bound(values, RISK)
+    assert mean_lower_bound(better, RISK) > mean_lower_bound(values, RISK)
 
 
 def test_no_difference_is_no_proof_of_none():
@@ -80,8 +80,8 @@ def test_no_difference_is_no_proof_of_none():
 
 
 def test_nothing_but_losses_leaves_everything_possible():
-    assert lower_bound(-np.ones(50), RISK) == -1.0
-    assert lower_bound(np.zeros(50), RISK, least=0.0) == 0.0
+    assert mean_lower_bound(-np.ones(50), RISK) == -1.0
+    assert mean_lower_bound(np.zeros(50), RISK, least=0.0) == 0.0
 
 
 def test_a_narrower_range_gives_a_narrower_interval():
@@ -129,7 +129,7 @@ def test_a_rare_kind_of_image_that_is_lost_wholly(images, largest, others):
     passed = sum(
         binom.pmf(lost, images, share)
         for lost in range(30)
-        if lower_bound(np.repeat([-loss, 0.0], [lost, images - lost]), RISK) >= -share * loss
+        if mean_lower_bound(np.repeat([-loss, 0.0], [lost, images - lost]), RISK) >= -share * loss
     )
     assert passed <= RISK
 
@@ -142,7 +142,7 @@ def jittered(rng: np.random.Generator, images: int) -> np.ndarray:
 @pytest.mark.parametrize(("images", "runs"), [(190, 300), pytest.param(360, 4000, marks=pytest.mark.nightly)])
 def test_rare_losses_among_small_differences(images, runs):
     rng = np.random.default_rng(0)
-    passed = sum(lower_bound(jittered(rng, images), RISK) >= -0.0025 for _ in range(runs))
+    passed = sum(mean_lower_bound(jittered(rng, images), RISK) >= -0.0025 for _ in range(runs))
     assert passed <= binom.ppf(0.999, runs, RISK)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from crt.models.build import BaseClassifier, Normalize
-from crt.teachers.check import GAIN, Probe, accuracy, cause, class_order, predictions, useful
+from crt.teachers.check import GAIN, Probe, cause, class_order, noisy_accuracy, predictions, useful
 
 CLASSES = [f"class{n}" for n in range(5)]
 
@@ -48,7 +48,7 @@ def why(model, probe, sigma=0.25, others=None) -> str | None:
         tried.append(1)
         return others or {}
 
-    measured = accuracy(model, probe, sigma)
+    measured = noisy_accuracy(model, probe, sigma)
     said = cause(model, probe, sigma, CLASSES, measured, other_normalizations)
     assert not (tried and useful(measured, 5)), "a useful teacher costs no further passes"
     return said
@@ -59,13 +59,15 @@ def test_accuracy_is_counted_under_the_probes_noise(probe):
     noisy = probe.images + 0.5 * probe.noise
     expected = model(noisy).argmax(1)
     assert torch.equal(predictions(model, probe, 0.5, batch=7), expected)
-    assert accuracy(model, probe, 0.5) == pytest.approx((expected == probe.labels).float().mean().item())
+    assert noisy_accuracy(model, probe, 0.5) == pytest.approx(
+        (expected == probe.labels).float().mean().item()
+    )
     assert noisy.min() < 0  # noise is not clipped
     assert noisy.max() > 1
 
 
 def test_a_good_teacher_passes(probe):
-    assert accuracy(Nearest(), probe, 0.25) > 0.9
+    assert noisy_accuracy(Nearest(), probe, 0.25) > 0.9
     assert why(Nearest(), probe) is None
 
 
@@ -87,7 +89,7 @@ def test_another_class_order_is_named_and_given(probe):
 
 def test_two_exchanged_classes_are_found_although_the_accuracy_is_fair(probe):
     model = Nearest(order=[1, 0, 2, 3, 4])
-    assert useful(accuracy(model, probe, 0.25), 5)
+    assert useful(noisy_accuracy(model, probe, 0.25), 5)
     assert "[class1, class0, class2, class3, class4]" in why(model, probe)
 
 

@@ -71,7 +71,7 @@ FORMS = {
 
 
 def restored(found):
-    state = build(found, "x", SPEC).network.state_dict()
+    state = build(found, "x", SPEC).state_dict()
     return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from crt.models.cifar_resnet import CifarResNet
-from crt.teachers.normalization import CLEAR, Candidate, Evidence, candidates, clear_choice, weigh
+from crt.teachers.normalization import CLEAR, Candidate, Evidence, clear_choice, normalizations, weigh
 
 CIFAR10 = torch.tensor([[0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]])[:, None, :, None, None]
 THIS_DATA = ([0.49, 0.48, 0.45], [0.25, 0.24, 0.26])
@@ -44,7 +44,7 @@ def trained(choice: Candidate, sigma: float, steps: int = 60) -> nn.Module:
 
 
 def by_name(name: str) -> Candidate:
-    return next(c for c in candidates(3, THIS_DATA) if c.name == name)
+    return next(c for c in normalizations(3, THIS_DATA) if c.name == name)
 
 
 @pytest.mark.slow
@@ -52,7 +52,7 @@ def by_name(name: str) -> Candidate:
 def test_the_layer_and_the_noise_of_training_are_found(name):
     network = trained(by_name(name), sigma=0.25)
     images = natural_images(256, seed=2)
-    evidence = weigh(network, images, candidates(3, THIS_DATA), torch.Generator().manual_seed(0))
+    evidence = weigh(network, images, normalizations(3, THIS_DATA), torch.Generator().manual_seed(0))
     chosen = clear_choice(evidence)
     assert chosen is not None
     # Centres of the tables are alike, and so are their functions.
@@ -68,7 +68,7 @@ def test_the_layer_and_the_noise_of_training_are_found(name):
 def test_another_noise_is_found_too():
     network = trained(by_name("normalize, CIFAR-10"), sigma=1.0)
     evidence = weigh(
-        network, natural_images(256, 2), candidates(3, THIS_DATA), torch.Generator().manual_seed(0)
+        network, natural_images(256, 2), normalizations(3, THIS_DATA), torch.Generator().manual_seed(0)
     )
     assert clear_choice(evidence).sigma == 1.0
 
@@ -103,7 +103,7 @@ def test_mismatch_is_the_formula():
 def test_the_network_is_left_as_it_was():
     network = trained(by_name("identity"), 0.25, steps=1)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    weigh(network, natural_images(8, 2), candidates(3, THIS_DATA), torch.Generator())
+    weigh(network, natural_images(8, 2), normalizations(3, THIS_DATA), torch.Generator())
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert not any(module._forward_pre_hooks for module in network.modules())
     assert network(torch.rand(1, 3, 16, 16)).shape == (1, 10)
@@ -111,7 +111,7 @@ def test_the_network_is_left_as_it_was():
 
 def test_no_batchnorm_is_no_evidence():
     network = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=32, patch_size=8).eval()
-    assert weigh(network, torch.rand(4, 3, 32, 32), candidates(3, THIS_DATA), torch.Generator()) == []
+    assert weigh(network, torch.rand(4, 3, 32, 32), normalizations(3, THIS_DATA), torch.Generator()) == []
     assert clear_choice([]) is None
 
 
@@ -131,7 +131,7 @@ def test_a_choice_must_be_clear():
 
 
 def test_grey_candidates():
-    names = [c.name for c in candidates(1, ([0.3], [0.4]))]
+    names = [c.name for c in normalizations(1, ([0.3], [0.4]))]
     assert names == [
         "identity",
         "center, MNIST",

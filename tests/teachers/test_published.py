@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from crt.errors import UserError
-from crt.models.build import build_model
+from crt.models.build import BaseClassifier, Normalize, build_model
 from crt.spec import ImageSpec
 from crt.teachers.published import build, in_order, recognize
 from crt.teachers.safe_load import load_checkpoint
@@ -21,8 +21,9 @@ CENTER = (CIFAR10[0], (1.0,) * 3)
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def built(found, source, channels, size, *front):
-    return build(found, source, ImageSpec.numbered(found.num_classes, size, channels), *front)
+def built(found, source, channels, size, mean=(0.0,), std=(1.0,)):
+    network = build(found, source, ImageSpec.numbered(found.num_classes, size, channels))
+    return BaseClassifier(Normalize(mean, std), network)
 
 
 def logits(path, front, images=IMAGES, **arch):
