@@ -5,7 +5,7 @@
     python benchmarks/certify.py precisions --model models/student --images prepared/test
 
 `speed`: forward passes per second of exact certification, beside the loop that the field uses, in one process, in alternation;
-ratios are of neighbours in time. The network is an untrained ResNet-20: speed does not depend on weights.
+ratios are of neighbors in time. The network is an untrained ResNet-20: speed does not depend on weights.
 `adaptive`: both modes on the same images with a trained model. Exact mode draws until its answers at the radii are sure, not
 to the end, which takes a day on a CPU; a run that was interrupted goes on where it was.
 `precisions`: what float32, bfloat16 and int8 make of the same noise. Run all on a quiet machine.

@@ -32,7 +32,7 @@ BATCH, LOADED = 128, 50  # images per batch, batches that are timed
 
 
 def write_class(folder: Path, numbers: range, size: int) -> None:
-    """JPEGs of low-frequency colour and fine grain, like photographs in the size of their files."""
+    """JPEGs of low-frequency color and fine grain, like photographs in the size of their files."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         rng = np.random.default_rng(number)

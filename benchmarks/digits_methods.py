@@ -40,7 +40,7 @@ class Row:
     teacher: str | None = None
 
 
-# The published settings are for 32x32 colour images and 150 epochs or more; the changes make them fit 8x8 digits, 15
+# The published settings are for 32x32 color images and 150 epochs or more; the changes make them fit 8x8 digits, 15
 # epochs and a CPU: fewer noises and attack steps, shorter attacks, milder weights, warm-ups that end early. They were
 # chosen on seed 0, by ACR on every third test image: only the other seeds are free of that choice.
 CATRS = ("num_noise=2", "steps=2", "epsilon=0.5", "num_votes=8")

@@ -3,7 +3,7 @@
     python benchmarks/methods.py [--device cuda] [--arch cifar_resnet110] [--rounds 9]
 
 All methods run in one process, one step each in turn, with a Gaussian step before and after each: a ratio compares
-neighbours in time. The table has the median of the ratios, times the number of noises: the cost of one epoch. Every
+neighbors in time. The table has the median of the ratios, times the number of noises: the cost of one epoch. Every
 step sees about 128 noisy images, so that no method gains or loses by the size of its batch. Run it on a quiet machine.
 """
 

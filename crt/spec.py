@@ -25,10 +25,10 @@ class ImageSpec:
     Attributes:
         classes: The names of the classes, in the order of the labels and of a model's outputs.
         size: Height and width in pixels.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for gray, 3 for RGB.
         resize: What may be done to an image file to get there. `none`: nothing, another size or mode is an
             error. `crop`: the center square, scaled. `squash`: the whole image, scaled. The last two also
-            turn grey and CMYK into RGB. Color is never turned into grey, and an alpha channel is only
+            turn gray and CMYK into RGB. Color is never turned into gray, and an alpha channel is only
             dropped where every pixel is opaque: anything else would be guessing.
 
     Raises:

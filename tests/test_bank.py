@@ -182,9 +182,9 @@ def test_noise_is_standard_normal_and_of_its_own_for_each_image():
     assert stats.kstest(values, "norm").pvalue > 1e-3
     assert abs(stats.kurtosis(values)) < 5 * (24 / len(values)) ** 0.5
     for one, other in (
-        (noise[:, :-1], noise[:, 1:]),  # neighbours in an image
+        (noise[:, :-1], noise[:, 1:]),  # neighbors in an image
         (noise[:, :50], noise[:, 51:101]),  # the two that are made of the same bits
-        (noise[:-1], noise[1:]),  # neighbours among images
+        (noise[:-1], noise[1:]),  # neighbors among images
         (noise, normal(6, torch.arange(2000), 101)),  # another view
         (noise**2, normal(6, torch.arange(2000), 101) ** 2),
     ):

@@ -76,9 +76,9 @@ def test_the_version_is_the_projects():
 
 @pytest.mark.parametrize("name", ["crt", *sorted(set(crt._PLACES.values()))])
 def test_the_examples_of_the_public_names_run(name, tmp_path, monkeypatch):
-    from model_folders import GREY8, write_model
+    from model_folders import GRAY8, write_model
 
-    write_model(tmp_path / "models/student", GREY8)
+    write_model(tmp_path / "models/student", GRAY8)
     monkeypatch.chdir(tmp_path)  # the examples read models/student
     torch.manual_seed(0)
     assert doctest.testmod(importlib.import_module(name)).failed == 0

@@ -1,6 +1,6 @@
 """The noise that an image meets: whole numbers, exactly the rounded Gaussian, the same bits on every device.
 
-An image is whole grey levels k of 1/255. Noise is whole multiples J of a step h = 1/(255 m),
+An image is whole gray levels k of 1/255. Noise is whole multiples J of a step h = 1/(255 m),
 J = round(sigma z / h) with z standard normal. The network sees float32(k m + J) * float32(h): the sum of two
 whole numbers is exact, so the noisy image is a function of k m + J and nothing of the image leaks past the
 noise through rounding. Since x lies on the grid, rounding x + sigma z to it gives x + J h: Cohen's theorem
@@ -34,7 +34,7 @@ from crt.errors import UserError
 KIND = "integer"  # how certificates name this noise; that of earlier versions had no name
 BIT_SOURCE = "Philox4x64-10"
 LEVELS = 255
-LEAST_SIGMA, MOST_SIGMA = 0.002, 10.0  # half a grey level, and what 16 bits hold
+LEAST_SIGMA, MOST_SIGMA = 0.002, 10.0  # half a gray level, and what 16 bits hold
 COARSEST = 32  # steps that sigma has at least
 REACH = 9.3  # standard deviations that noise reaches: further out lies 1.4e-20
 WORDS = 16  # 16-bit words in a block of the generator
@@ -47,7 +47,7 @@ class RoundedGaussian:
 
     Attributes:
         sigma: Standard deviation of the noise before rounding, [0,1] pixel units.
-        fineness: m, steps in a grey level.
+        fineness: m, steps in a gray level.
         reach: J lies in -reach..reach.
         thresholds: uint64 [2 reach], ascending: J = number of thresholds <= u, minus reach.
         coarse: uint32 [2 reach], their first 32 bits.
@@ -81,11 +81,11 @@ def rounded_gaussian(sigma: float) -> RoundedGaussian:
     """The law for noise of standard deviation sigma, in [0,1] pixel units.
 
     Raises:
-        UserError: sigma is too small for grey levels to hide in the noise, or too large for 16-bit noise.
+        UserError: sigma is too small for gray levels to hide in the noise, or too large for 16-bit noise.
     """
     if not LEAST_SIGMA <= sigma <= MOST_SIGMA:
         raise UserError(
-            f"sigma is {sigma}: give a number from {LEAST_SIGMA} (half a grey level) to {MOST_SIGMA:g}, in "
+            f"sigma is {sigma}: give a number from {LEAST_SIGMA} (half a gray level) to {MOST_SIGMA:g}, in "
             "[0,1] pixel units"
         )
     import mpmath

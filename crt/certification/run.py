@@ -260,9 +260,9 @@ def _check(
     """
     check_fits("the model", info.spec, str(store.path), store.spec, "certify a model of this data set")
     labels = store.labels[list(images)]
-    unlabelled = int((labels < 0).sum())
-    if unlabelled:
-        raise UserError(f"{store.path} has {unlabelled} unlabelled images: certify on labelled ones only")
+    unlabeled = int((labels < 0).sum())
+    if unlabeled:
+        raise UserError(f"{store.path} has {unlabeled} unlabeled images: certify on labeled ones only")
     missing = [store.spec.classes[label] for label in np.setdiff1d(store.labels, labels) if label >= 0]
     warnings = []
     if missing:

@@ -32,7 +32,7 @@ from crt.errors import UserError, WrongTypeError
 from crt.inference.fold import fold_batchnorm
 
 MOST_DRAWS = 10_000_000  # of an image; more take GBs for the bookkeeping of a batch
-# Grey levels that a pixel may be off a whole one: what rounding k / 255 to float32 makes, and no more.
+# Gray levels that a pixel may be off a whole one: what rounding k / 255 to float32 makes, and no more.
 OFF_GRID = 1e-3
 
 Pixels = NDArray[np.uint8]  # [H, W, C]
@@ -42,8 +42,8 @@ class SmoothedClassifier:
     """A torch module, smoothed: `SmoothedClassifier(model, sigma=0.25).certify(images)`.
 
     The module maps images [B, C, H, W] in [0,1] to logits [B, K] and does its own normalization. It is
-    copied, put into eval mode, and its BatchNorms are folded. Images are whole grey levels, k / 255; noise is
-    whole multiples of a grey level's fraction, exactly the rounded Gaussian (`crt.certification.noise`), and
+    copied, put into eval mode, and its BatchNorms are folded. Images are whole gray levels, k / 255; noise is
+    whole multiples of a gray level's fraction, exactly the rounded Gaussian (`crt.certification.noise`), and
     never clipped.
 
     Each call of `certify` or `predict` draws its noise from a fresh secret seed, unless one is given: who
@@ -119,12 +119,12 @@ class SmoothedClassifier:
         self._counter: VoteCounter | None = None
 
     def certify(self, images: Tensor, labels: Tensor | None = None) -> list[Certificate]:
-        """Certify images, float [B, C, H, W], whole grey levels k / 255.
+        """Certify images, float [B, C, H, W], whole gray levels k / 255.
 
         With `labels` [B], whole numbers, images whose selected class misses theirs are not estimated.
 
         Raises:
-            UserError: Images of another shape, outside [0,1] or between grey levels; labels that do not fit
+            UserError: Images of another shape, outside [0,1] or between gray levels; labels that do not fit
                 them.
         """
         _check_batch(images)
@@ -138,7 +138,7 @@ class SmoothedClassifier:
 
         Yields (place, certificate, seconds) as they are decided.
         """
-        pixels = ((grey_levels(image, place), label) for place, (image, label) in enumerate(images))
+        pixels = ((gray_levels(image, place), label) for place, (image, label) in enumerate(images))
         return self.certify_pixels(pixels)
 
     def certify_pixels(
@@ -153,11 +153,11 @@ class SmoothedClassifier:
     def predict(self, images: Tensor, n: int = 1_000) -> list[int]:
         """The class of each image under g, or ABSTAIN, from n draws.
 
-        images: float [B, C, H, W], whole grey levels k / 255.
+        images: float [B, C, H, W], whole gray levels k / 255.
         """
         _check_batch(images)
         draws = _count("n", n, MOST_DRAWS)
-        pixels = ((grey_levels(image, place), None) for place, image in enumerate(images))
+        pixels = ((gray_levels(image, place), None) for place, image in enumerate(images))
         return _in_order(
             self._run(pixels, lambda _label, charge: predict(draws, self.alpha, charge), self._fresh_seed())
         )
@@ -206,8 +206,8 @@ class SmoothedClassifier:
             yield from run_procedures(self.counter((C, H, W)), tasks, context)
 
 
-def grey_levels(image: Tensor, place: int) -> Pixels:
-    """The uint8 pixels [H, W, C] of an image, float [C, H, W] of whole grey levels k / 255.
+def gray_levels(image: Tensor, place: int) -> Pixels:
+    """The uint8 pixels [H, W, C] of an image, float [C, H, W] of whole gray levels k / 255.
 
     Raises:
         UserError: It is no such image; `place` names it.
@@ -233,7 +233,7 @@ def grey_levels(image: Tensor, place: int) -> Pixels:
     off = float((levels - whole).abs().max())
     if off > OFF_GRID:
         raise UserError(
-            f"image {place} has pixels between two grey levels, up to {off:.2g} of one: certificates are of "
+            f"image {place} has pixels between two gray levels, up to {off:.2g} of one: certificates are of "
             "8-bit images, give (images * 255).round() / 255 in float32"
         )
     return whole.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()

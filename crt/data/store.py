@@ -79,7 +79,7 @@ class Store:
     Attributes:
         path: Its folder.
         images: uint8 [N, H, W, C].
-        labels: int64 [N], -1 = unlabelled.
+        labels: int64 [N], -1 = unlabeled.
         spec: What the images are.
         fingerprint: Stands for names, pixels, labels, which images are set aside, and how the pixels came to
             their format.

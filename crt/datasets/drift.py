@@ -18,7 +18,7 @@ class Sample:
     """
 
     images: list[np.ndarray] = field(default_factory=list)  # uint8 [H, W, C]
-    labels: list[int] = field(default_factory=list)  # -1: unlabelled
+    labels: list[int] = field(default_factory=list)  # -1: unlabeled
     seen: int = 0
     _rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 

@@ -70,7 +70,7 @@ def common_size(sizes: Sequence[tuple[int, int]]) -> int:
 
 
 def write_digits(out: Path) -> DataSet:
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey: three drops of 479 images and 360 test images.
+    """scikit-learn's 1,797 handwritten digits, 8x8 gray: three drops of 479 images and 360 test images.
 
     The split is fixed and even in the classes; the bytes are the same on every machine.
     """
@@ -116,7 +116,7 @@ def write_cifar10(out: Path, archive: Path) -> DataSet:
 
 
 def write_fashion_mnist(out: Path, folder: Path) -> DataSet:
-    """Fashion-MNIST, 28x28 grey, as one drop `base`.
+    """Fashion-MNIST, 28x28 gray, as one drop `base`.
 
     Args:
         folder: holds the four IDX files, plain or gzip.

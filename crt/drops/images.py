@@ -276,8 +276,8 @@ def _without_loss(image: Image.Image, name: str) -> tuple[Image.Image, list[str]
     if not (image.mode == "P" or image.has_transparency_data):
         return image, []
     alpha = image.mode != "P" and image.mode.endswith(("A", "a"))
-    grey = image.mode in ("L", "LA", "La")
-    whole = image.convert("LA" if grey else "RGBA")
+    gray = image.mode in ("L", "LA", "La")
+    whole = image.convert("LA" if gray else "RGBA")
     if whole.getchannel("A").getextrema() != (255, 255):
         raise MisfitImageError(name, "transparent pixels")
-    return whole.convert("L" if grey else "RGB"), ["opaque_alpha"] * alpha
+    return whole.convert("L" if gray else "RGB"), ["opaque_alpha"] * alpha

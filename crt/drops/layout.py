@@ -29,7 +29,7 @@ _JUNK = frozenset(
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file; `name` is its path in the drop, `label` -1 if unlabelled."""
+    """An image file; `name` is its path in the drop, `label` -1 if unlabeled."""
 
     name: str
     path: Path
@@ -181,7 +181,7 @@ def _read_class_folders(
     if unknown := [name for name in names if name not in labels]:
         raise UserError(
             f"{folder} has class folders that classes.txt does not know ({first_ten(unknown)}): rename them "
-            "(unlabelled images belong directly into the drop's folder)"
+            "(unlabeled images belong directly into the drop's folder)"
         )
     files, ignored = [], []
     for path in walk_files(folder):

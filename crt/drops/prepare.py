@@ -56,11 +56,11 @@ class Checks:
     """What a drop is held to.
 
     Attributes:
-        validation: Share of the labelled images to set aside, see `crt.drops.split`.
+        validation: Share of the labeled images to set aside, see `crt.drops.split`.
         skip_unreadable: Leave unreadable image files out instead of failing.
         tested: The test images; None: do not compare (for the test set itself).
         near_copies: What to do with images that look like a test image: `list` them, `drop` or `refuse` them.
-        need_labels: Unlabelled images are an error (the test set).
+        need_labels: Unlabeled images are an error (the test set).
     """
 
     validation: float = 0.0
@@ -210,7 +210,7 @@ def _examine(
     drop: Drop, spec: ImageSpec, checks: Checks, workers: int, consume: Callable[[DecodedImage], None]
 ) -> dict[str, Any]:
     """Look at every image once, hand the sound ones to `consume` in order, and count."""
-    counts = np.zeros(len(spec.classes) + 1, np.int64)  # the last one: unlabelled, label -1
+    counts = np.zeros(len(spec.classes) + 1, np.int64)  # the last one: unlabeled, label -1
     aside = np.zeros(len(spec.classes), np.int64)
     changes: Counter[str] = Counter()
     seen, findings, tested = _Seen(spec.classes), _Findings(), checks.tested

@@ -1,4 +1,4 @@
-"""Which labelled images are set aside for validation: decided by what an image shows, and by nothing else.
+"""Which labeled images are set aside for validation: decided by what an image shows, and by nothing else.
 
 An image never changes sides when other images come or go, and pictures that look nearly the same fall on one
 side as far as a coarse hash can tell. The hash is the signs of an image's 16 lowest frequencies: brightness
@@ -43,10 +43,10 @@ def content_key(pixels: np.ndarray) -> bytes:
 
 
 def _thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """The mean brightness of each of 16 x 16 blocks, in 1/64 of a grey level, int64."""
+    """The mean brightness of each of 16 x 16 blocks, in 1/64 of a gray level, int64."""
     edges = np.arange(_SIDE) * len(pixels) // _SIDE
-    grey = pixels.sum(axis=2, dtype=np.int64)
-    sums = np.add.reduceat(np.add.reduceat(grey, edges, axis=0), edges, axis=1)
+    gray = pixels.sum(axis=2, dtype=np.int64)
+    sums = np.add.reduceat(np.add.reduceat(gray, edges, axis=0), edges, axis=1)
     sides = np.diff(edges, append=len(pixels))
     return 64 * sums // (np.outer(sides, sides) * pixels.shape[2])
 

@@ -31,7 +31,7 @@ class Batch:
 
     Attributes:
         images: float [B, C, H, W] in [0,1].
-        labels: int64 [B], -1 = unlabelled.
+        labels: int64 [B], -1 = unlabeled.
         epoch: Epochs done so far, with a fraction within the epoch; for warm-ups.
         rows: int64 [B] on the CPU, each image's number among all that training has; None where that is not
             known.

@@ -16,7 +16,7 @@ def consistency(*, num_noise: int, lbd: float, eta: float) -> Method:
     """L = mean CE(z_i, y) + mean_b [ lbd * mean_i KL(pbar || p_i) + eta * H(pbar) ], pbar = mean_i p_i.
 
     i runs over `num_noise` draws per image, all in one forward pass; gradients flow through pbar too.
-    Unlabelled images take part in the two terms that need no label.
+    Unlabeled images take part in the two terms that need no label.
     """
 
     def loss(model: nn.Module, batch: Batch, sigma: float, generator: torch.Generator) -> Loss:

@@ -1,4 +1,4 @@
-"""MACER: maximise the certified radius (Zhai et al. 2020, arXiv 2001.02378)."""
+"""MACER: maximize the certified radius (Zhai et al. 2020, arXiv 2001.02378)."""
 
 import torch
 from torch import Tensor, nn

@@ -48,8 +48,8 @@ def meaning(results: Results) -> list[str]:
         "intervals are for another matter: the test set is a sample of the images that will be met.",
         "The certificate is of the classifier as it was run. Network, σ, numeric precision and compilation "
         "are parts of it: deploy it with the settings of its certificates. Its noise is whole multiples of a "
-        "grey level's fraction, and bounds are rounded down, so that rounding on the computer is covered. "
-        "Images are whole grey levels.",
+        "gray level's fraction, and bounds are rounded down, so that rounding on the computer is covered. "
+        "Images are whole gray levels.",
         "ACR alone misleads. It pays for ever larger radii on easy images, where a p_A close to 1 goes very "
         "far, pays nothing on hard ones, and grows with n. Judge by the certified accuracy at the radii that "
         "matter, and by the distribution of p_A.",

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: they follow the page's colours, in the dark and on paper too."""
+"""Charts as inline SVG: they follow the page's colors, in the dark and on paper too."""
 
 import math
 from collections.abc import Sequence

@@ -280,14 +280,14 @@ def _sigma(source: str, teacher: FetchedTeacher, evidence: Sequence[Evidence], c
 
 def _probe(store: Store, seed: int, device: torch.device) -> Probe:
     """Labeled images, spread over the drop."""
-    labelled = [i for i, label in enumerate(store.labels.tolist()) if label >= 0]
-    if len(labelled) < 2:
+    labeled = [i for i, label in enumerate(store.labels.tolist()) if label >= 0]
+    if len(labeled) < 2:
         raise UserError(
             f"{store.path} has no labeled images to check the teacher on: choose another teacher.drop"
         )
     generator = torch.Generator().manual_seed(derive_seed(seed, "probe"))
-    chosen = torch.randperm(len(labelled), generator=generator)[:PROBE_IMAGES].tolist()
-    index = sorted(labelled[i] for i in chosen)
+    chosen = torch.randperm(len(labeled), generator=generator)[:PROBE_IMAGES].tolist()
+    index = sorted(labeled[i] for i in chosen)
     images = to_unit(store.images[index])
     order = torch.randperm(len(index), generator=generator)  # a drop may be sorted by class
     noise = torch.randn(images.shape, generator=generator)

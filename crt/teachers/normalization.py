@@ -24,7 +24,7 @@ _CONSTANTS: _Table = {
     "CIFAR-100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-_GREY_CONSTANTS: _Table = {"MNIST": ((0.1307,), (0.3081,))}
+_GRAY_CONSTANTS: _Table = {"MNIST": ((0.1307,), (0.3081,))}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Evidence:
 
 def normalizations(channels: int, data: tuple[Sequence[float], Sequence[float]]) -> list[Candidate]:
     """Identity, and centering and normalizing with the field's constants and this data's mean and std."""
-    known = {1: _GREY_CONSTANTS, 3: _CONSTANTS}[channels]
+    known = {1: _GRAY_CONSTANTS, 3: _CONSTANTS}[channels]
     tables = {**known, "this data": (tuple(data[0]), tuple(data[1]))}
     ones = (1.0,) * channels
     found = [Candidate("identity", (0.0,) * channels, ones)]

@@ -51,7 +51,7 @@ class Batches:
         crop_area: float = 1.0,
         seed: int,
         device: torch.device,
-        labelled_only: bool = False,
+        labeled_only: bool = False,
         resident: bool | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -67,7 +67,7 @@ class Batches:
             crop_area: See there.
             seed: What order and augmentation follow from.
             device: Where the batches are.
-            labelled_only: Leave out images without a label.
+            labeled_only: Leave out images without a label.
             resident: Hold the images on the device; None: if they fit.
             rank: The number of this process.
             world_size: The number of processes.
@@ -76,12 +76,12 @@ class Batches:
         """
         self._labels = torch.from_numpy(np.concatenate([store.labels for store in stores]))
         used = ~torch.from_numpy(np.concatenate([store.validation for store in stores]))
-        if labelled_only:
+        if labeled_only:
             used &= self._labels >= 0
         self._used = used.nonzero()[:, 0]
         self.count = len(self._used)
         if self.count < 2 * world_size:
-            what = "labelled training images" if labelled_only else "training images"
+            what = "labeled training images" if labeled_only else "training images"
             needed = "2 are" if world_size == 1 else f"{2 * world_size} (2 for each process) are"
             raise UserError(f"{stores[0].path.parent} holds {self.count} {what}: at least {needed} needed")
         if batch_size % world_size:

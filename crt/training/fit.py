@@ -242,7 +242,7 @@ def prepare_training(job: Job, work: Path) -> Training:
         **job.augment.model_dump(),
         seed=job.seed,
         device=fabric.device,
-        labelled_only=kind.needs_labels,
+        labeled_only=kind.needs_labels,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
         moves=moves,

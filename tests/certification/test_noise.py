@@ -164,7 +164,7 @@ def test_frequencies(sigma: float) -> None:
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, 1e-9, 0.0019, 10.1, 1e39, float("nan"), float("inf")])
 def test_sigma_has_limits(sigma: float) -> None:
-    with pytest.raises(UserError, match=r"sigma is .*: give a number from 0.002 \(half a grey level\) to 10"):
+    with pytest.raises(UserError, match=r"sigma is .*: give a number from 0.002 \(half a gray level\) to 10"):
         rounded_gaussian(sigma)
 
 
@@ -207,7 +207,7 @@ def test_no_two_images_of_a_large_test_set_share_noise() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (10_000, 32, 32, 3), dtype=np.uint8)
     images[5_000:] = images[:5_000]
-    images[5_000:, 0, 0, 0] ^= 1  # one grey level, in one pixel
+    images[5_000:, 0, 0, 0] ^= 1  # one gray level, in one pixel
     keys = {noise_key(image, "{}") for image in images}
     assert len(keys) == 10_000
     assert len({key >> 64 for key in keys}) == 10_000  # 64 bits of them differ already

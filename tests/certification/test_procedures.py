@@ -149,8 +149,8 @@ def test_misclassified_images_are_not_estimated() -> None:
         result = drive(certify(FIXED, estimate, label=0), lambda _, votes=votes: next(votes))
         assert result == Certificate(1, None, 0, 0, N0, None, "misclassified")
         rng = np.random.default_rng(0)
-        labelled = drive(certify(FIXED, estimate, label=1), multinomial([0.1, 0.9], np.random.default_rng(0)))
-        assert labelled == drive(certify(FIXED, estimate, label=None), multinomial([0.1, 0.9], rng))
+        labeled = drive(certify(FIXED, estimate, label=1), multinomial([0.1, 0.9], np.random.default_rng(0)))
+        assert labeled == drive(certify(FIXED, estimate, label=None), multinomial([0.1, 0.9], rng))
 
 
 def test_a_radius_counts_only_after_all_smaller_ones() -> None:

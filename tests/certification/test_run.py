@@ -33,8 +33,8 @@ def test_the_file_says_what_the_classifier_says(tmp_path: Path) -> None:
     settings = {"model_fingerprint": "m" * 64, "sigma": 0.5, "mode": "exact", "alpha": 0.01, "n": 1_000}
     smoothed = SmoothedClassifier(ToyModel(), 0.5, n0=20, n=1_000, alpha=0.01, batch_size=64, device="cpu")
     data = store()
-    labelled = zip(data.images, data.labels.tolist(), strict=True)
-    results = smoothed.certify_pixels(labelled, json.dumps(settings))
+    labeled = zip(data.images, data.labels.tolist(), strict=True)
+    results = smoothed.certify_pixels(labeled, json.dumps(settings))
     expected = [certificate for _, certificate, _ in sorted(results)]
     assert table.idx.tolist() == list(range(COUNT))
     assert table.name == data.names
@@ -468,9 +468,9 @@ def test_a_model_of_other_data_is_refused(tmp_path: Path, field: str, value: obj
         )
 
 
-def test_unlabelled_images_are_refused(tmp_path: Path) -> None:
+def test_unlabeled_images_are_refused(tmp_path: Path) -> None:
     data = store()
     data.labels[5] = -1
-    with pytest.raises(UserError, match="1 unlabelled images"):
+    with pytest.raises(UserError, match="1 unlabeled images"):
         certify(tmp_path, data=data)
-    certify(tmp_path, data=data, stride=2)  # the unlabelled one is left out
+    certify(tmp_path, data=data, stride=2)  # the unlabeled one is left out

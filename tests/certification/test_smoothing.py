@@ -31,7 +31,7 @@ class HalfSpace(nn.Module):
 
 
 def at_distances(distances: list[float]) -> Tensor:
-    """Images near given distances from the hyperplane, of whole grey levels; `distance` says what theirs are."""
+    """Images near given distances from the hyperplane, of whole gray levels; `distance` says what theirs are."""
     w = HalfSpace().w
     images = torch.stack([0.5 + w / w.norm() * distance for distance in distances])
     return (images.clamp(0, 1) * 255).round() / 255
@@ -171,8 +171,8 @@ IMAGE = torch.full(SHAPE, 0.2)
         (IMAGE[None] + 0.80001, r"from 1\.00001.* to 1\.00001"),
         (torch.stack([IMAGE, IMAGE * math.nan]), "image 1 has values from nan to nan"),
         (torch.stack([IMAGE, IMAGE * math.inf]), "image 1 has values from inf to inf"),
-        (torch.stack([IMAGE, IMAGE + 0.0005]), r"image 1 has pixels between two grey levels, up to 0\.1"),
-        (IMAGE[None].half(), "between two grey levels"),
+        (torch.stack([IMAGE, IMAGE + 0.0005]), r"image 1 has pixels between two gray levels, up to 0\.1"),
+        (IMAGE[None].half(), "between two gray levels"),
         (
             (IMAGE[None] * 255).byte(),
             r"image 0 is torch\.uint8 \[2, 4, 4\]: give float images \[B, C, H, W\]",

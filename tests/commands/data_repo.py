@@ -79,7 +79,7 @@ def state(root: Path) -> dict[str, bytes]:
 
 
 def delivery(folder: Path, first_seed: int = 0, size: int = 8) -> Path:
-    """Grey PNGs in the class folders 3 and 7."""
+    """Gray PNGs in the class folders 3 and 7."""
     for label in (3, 7):
         for index in range(3):
             rng = np.random.default_rng(first_seed + 10 * label + index)

@@ -123,7 +123,7 @@ def test_archives(repo, no_dvc, tmp_path, capsys, make, name):
     assert tree(target) == ({"a.npz": (tmp_path / name).read_bytes()} if name == "a.npz" else tree(source))
 
 
-def test_unlabelled_images(repo, no_dvc, tmp_path, capsys):
+def test_unlabeled_images(repo, no_dvc, tmp_path, capsys):
     source = delivery(tmp_path / "in")
     ingest(Project(repo), source / "3", "unlabelled")
     out = capsys.readouterr().out

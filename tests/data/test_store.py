@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prepared_drops import store_of, write_prepared
-from raw_drops import GREY8, class_folders, pixels
+from raw_drops import GRAY8, class_folders, pixels
 
 from crt.data.store import Shards, open_store, open_validation
 from crt.drops import prepare
@@ -18,7 +18,7 @@ from crt.errors import DamagedFileError, MissingFileError, UserError
 @pytest.fixture
 def prepared(tmp_path):
     source = class_folders(tmp_path / "raw", per_class=2)
-    prepare_drop(source, tmp_path / "out", spec=GREY8)
+    prepare_drop(source, tmp_path / "out", spec=GRAY8)
     return tmp_path / "out"
 
 
@@ -27,7 +27,7 @@ def test_images_are_mapped_not_read(prepared):
     assert isinstance(store.images, np.memmap)
     assert not store.images.flags.writeable
     assert len(store) == 6
-    assert store.spec == GREY8
+    assert store.spec == GRAY8
     assert store.names[0] == "cat/000.png"
     assert store.validation.tolist() == [False] * 6
 
@@ -112,7 +112,7 @@ def test_missing_index(tmp_path):
 
 def drop_of(folder, count, first_seed, validation, labels=None):
     images = np.stack([pixels(first_seed + k, 8, 8, 1) for k in range(count)])
-    return write_prepared(folder, images, labels or [k % 3 for k in range(count)], GREY8, validation)
+    return write_prepared(folder, images, labels or [k % 3 for k in range(count)], GRAY8, validation)
 
 
 def test_what_several_drops_set_aside_is_one_store(tmp_path):
@@ -123,7 +123,7 @@ def test_what_several_drops_set_aside_is_one_store(tmp_path):
     split = open_validation(tmp_path)
     assert split.names == ["one/1.png", "one/4.png", "two/0.png", "two/3.png"]
     assert split.labels.tolist() == [1, 1, 0, 0]
-    assert split.spec == GREY8
+    assert split.spec == GRAY8
     assert split.validation.all()
     np.testing.assert_array_equal(
         np.asarray(split.images), np.concatenate([one.images[[1, 4]], two.images[[0, 3]]])
@@ -170,7 +170,7 @@ def files_of(folder):
 
 def test_a_large_drop_is_written_in_several_files(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_SHARD_BYTES", 4 * 8 * 8)
-    prepare_drop(tmp_path / "raw", tmp_path / "sharded", spec=GREY8)
+    prepare_drop(tmp_path / "raw", tmp_path / "sharded", spec=GRAY8)
     assert files_of(tmp_path / "sharded") == {"images.npy": 4, "images-0001.npy": 2}
     whole, sharded = open_store(prepared), open_store(tmp_path / "sharded")
     assert (sharded.fingerprint, sharded.names) == (whole.fingerprint, whole.names)
@@ -182,7 +182,7 @@ def test_a_large_drop_is_written_in_several_files(prepared, tmp_path, monkeypatc
 
 def test_a_drop_that_fills_its_files_has_no_empty_one(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_SHARD_BYTES", 3 * 8 * 8)
-    prepare_drop(tmp_path / "raw", tmp_path / "sharded", spec=GREY8)
+    prepare_drop(tmp_path / "raw", tmp_path / "sharded", spec=GRAY8)
     assert files_of(tmp_path / "sharded") == {"images.npy": 3, "images-0001.npy": 3}
     np.testing.assert_array_equal(
         np.asarray(open_store(tmp_path / "sharded").images), open_store(prepared).images
@@ -194,7 +194,7 @@ def test_unreadable_images_shorten_the_last_file(prepared, tmp_path, monkeypatch
     broken = sorted((tmp_path / "raw").rglob("*.png"))
     for file in (broken[0], broken[3]):
         file.write_bytes(b"no image")
-    prepare_drop(tmp_path / "raw", tmp_path / "sharded", spec=GREY8, checks=Checks(skip_unreadable=True))
+    prepare_drop(tmp_path / "raw", tmp_path / "sharded", spec=GRAY8, checks=Checks(skip_unreadable=True))
     store = open_store(tmp_path / "sharded")
     np.testing.assert_array_equal(np.asarray(store.images), open_store(prepared).images[[1, 2, 4, 5]])
 

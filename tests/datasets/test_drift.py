@@ -27,7 +27,7 @@ def test_the_class_that_changed_is_named():
     assert found.unlikely
 
 
-def test_a_new_class_is_drift_and_unlabelled_images_are_not():
+def test_a_new_class_is_drift_and_unlabeled_images_are_not():
     assert class_drift([0] * 50 + [1] * 50, [0] * 50 + [2] * 50, NAMES).unlikely
     assert class_drift([0] * 50 + [1] * 50, [-1] * 50, NAMES) is None
     assert class_drift([0] * 50, [0] * 50, NAMES) is None

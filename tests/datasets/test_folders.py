@@ -94,7 +94,7 @@ def test_training_images_of_the_test_set_are_left_out(tmp_path):
 def test_sizes_and_channels_are_looked_at(tmp_path):
     source = class_folders(tmp_path / "in", 5)
     assert write_folder(tmp_path / "a", source, "x").image_size == 8
-    write_image(source / "cat" / "colour.png", pixels(0, 30, 40, 3))
+    write_image(source / "cat" / "color.png", pixels(0, 30, 40, 3))
     write_image(source / "cat" / "large.png", pixels(0, 500, 400))
     found = write_folder(tmp_path / "b", source, "x")
     assert (found.channels, found.image_size) == (3, 8)  # 8 is the middle one of the shorter sides

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 from PIL import Image, features
-from raw_drops import CLASSES, GREY8, RGB8, pixels, write_image
+from raw_drops import CLASSES, GRAY8, RGB8, pixels, write_image
 
 from crt.drops.images import (
     CHANGES,
@@ -31,7 +31,7 @@ def spec(channels, size, resize):
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "pgm", "webp"])
 def test_lossless_formats_give_back_the_pixels(tmp_path, suffix):
     options = {"lossless": True} if suffix == "webp" else {}
-    form = RGB8 if suffix == "webp" else GREY8
+    form = RGB8 if suffix == "webp" else GRAY8
     array = pixels(1, 8, 8, 3) if suffix == "webp" else pixels(1)
     path = write_image(tmp_path / f"a.{suffix}", array, **options)
     assert np.array_equal(decode_image(path, form), array.reshape(8, 8, form.channels))
@@ -44,17 +44,17 @@ def test_jpeg_decodes_like_pillow(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["png", "gif"])
 def test_palette_loses_nothing(tmp_path, suffix):
-    colours = pixels(3, 8, 8, 3) // 128 * 255  # eight colours fit a palette
+    colors = pixels(3, 8, 8, 3) // 128 * 255  # eight colors fit a palette
     path = tmp_path / f"a.{suffix}"
-    Image.fromarray(colours).quantize(256).save(path)
+    Image.fromarray(colors).quantize(256).save(path)
     assert read_header(path) == ("P", (8, 8))
-    assert np.array_equal(decode_image(path, RGB8), colours)
+    assert np.array_equal(decode_image(path, RGB8), colors)
 
 
 def test_bilevel_loses_nothing(tmp_path):
     bits = pixels(4) > 127
     Image.fromarray(bits).save(tmp_path / "bits.png")
-    assert np.array_equal(decode_image(tmp_path / "bits.png", GREY8)[..., 0], bits * np.uint8(255))
+    assert np.array_equal(decode_image(tmp_path / "bits.png", GRAY8)[..., 0], bits * np.uint8(255))
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.9])
@@ -74,7 +74,7 @@ def test_no_image_is_unreadable(tmp_path, content):
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(UnreadableImageError):
-        decode_image(path, GREY8)
+        decode_image(path, GRAY8)
     with pytest.raises(UnreadableImageError):
         read_header(path)
 
@@ -90,14 +90,14 @@ def test_decompression_bomb_is_an_error_without_being_decoded(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("array", "form", "reason"),
     [
-        (pixels(0, 8, 8, 3), GREY8, "mode RGB instead of L"),
+        (pixels(0, 8, 8, 3), GRAY8, "mode RGB instead of L"),
         (pixels(0, 8, 8), RGB8, "mode L instead of RGB"),
         (pixels(0, 8, 8, 4), RGB8, "transparent pixels"),
         (pixels(0, 8, 8, 4), spec(3, 8, "crop"), "transparent pixels"),
         (pixels(0, 8, 8, 3), spec(1, 8, "squash"), "mode RGB instead of L"),
-        (pixels(0, 8, 8).astype(np.uint16) * 257, GREY8, "mode I;16 instead of L"),
-        (pixels(0, 8, 8).astype(np.uint16), GREY8, "16 bits with values up to 248 only, not 65535"),
-        (pixels(0, 6, 8), GREY8, "8x6 pixels instead of 8x8"),
+        (pixels(0, 8, 8).astype(np.uint16) * 257, GRAY8, "mode I;16 instead of L"),
+        (pixels(0, 8, 8).astype(np.uint16), GRAY8, "16 bits with values up to 248 only, not 65535"),
+        (pixels(0, 6, 8), GRAY8, "8x6 pixels instead of 8x8"),
     ],
 )
 def test_wrong_mode_or_size_is_named(tmp_path, array, form, reason):
@@ -209,19 +209,19 @@ def write_png_of_16_bits(path, colors):
 
 
 def test_what_was_done_is_told(tmp_path):
-    grey, colors = pixels(0), pixels(1, 8, 8, 3)
+    gray, colors = pixels(0), pixels(1, 8, 8, 3)
     opaque = np.full((8, 8, 1), 255, np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 3
     form = spec(3, 8, "crop")
     Image.new("CMYK", (8, 8)).save(tmp_path / "cmyk.jpg")
-    write_image(tmp_path / "grey.png", grey, exif=exif)
+    write_image(tmp_path / "gray.png", gray, exif=exif)
     write_image(tmp_path / "alpha.png", np.concatenate([colors, opaque], 2))
     write_image(tmp_path / "plain.png", colors)
     told = {path.stem: read_picture(path, form).changes for path in tmp_path.iterdir()}
     assert told == {
         "cmyk": ("from_cmyk",),
-        "grey": ("turned", "from_gray"),
+        "gray": ("turned", "from_gray"),
         "alpha": ("opaque_alpha",),
         "plain": (),
     }
@@ -229,12 +229,12 @@ def test_what_was_done_is_told(tmp_path):
 
 
 def test_an_opaque_alpha_channel_is_no_loss(tmp_path):
-    colors, grey = pixels(0, 8, 8, 3), pixels(1, 8, 8)
+    colors, gray = pixels(0, 8, 8, 3), pixels(1, 8, 8)
     opaque = np.full((8, 8, 1), 255, np.uint8)
     path = write_image(tmp_path / "rgba.png", np.concatenate([colors, opaque], 2))
     assert np.array_equal(decode_image(path, RGB8), colors)
-    path = write_image(tmp_path / "la.png", np.concatenate([grey[..., None], opaque], 2))
-    assert np.array_equal(decode_image(path, GREY8)[..., 0], grey)
+    path = write_image(tmp_path / "la.png", np.concatenate([gray[..., None], opaque], 2))
+    assert np.array_equal(decode_image(path, GRAY8)[..., 0], gray)
     almost = np.concatenate([colors, opaque], 2)
     almost[3, 4, 3] = 254
     with pytest.raises(MisfitImageError, match="transparent pixels"):
@@ -281,11 +281,11 @@ def test_a_damaged_exif_tag_leaves_the_picture_as_it_is(tmp_path):
     assert np.array_equal(decode_image(path, RGB8), decode_image(clean, RGB8))
 
 
-def test_resize_turns_grey_and_cmyk_into_rgb(tmp_path):
-    grey = pixels(0)
-    path = write_image(tmp_path / "a.png", grey)
+def test_resize_turns_gray_and_cmyk_into_rgb(tmp_path):
+    gray = pixels(0)
+    path = write_image(tmp_path / "a.png", gray)
     decoded = decode_image(path, spec(3, 8, "crop"))
-    assert all(np.array_equal(decoded[..., channel], grey) for channel in range(3))
+    assert all(np.array_equal(decoded[..., channel], gray) for channel in range(3))
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "b.tif")
     red = decode_image(tmp_path / "b.tif", spec(3, 8, "squash"))
     assert (red[..., 0] > 200).all()
@@ -315,9 +315,9 @@ def test_arrays_are_fitted_as_files_are(tmp_path):
     for resize in ("crop", "squash"):
         form = spec(3, 8, resize)
         assert np.array_equal(fit_array(array, form, "a"), decode_image(path, form))
-    grey = spec(1, 8, "squash")
+    gray = spec(1, 8, "squash")
     write_image(path, array[..., 0])
-    assert np.array_equal(fit_array(array[..., :1], grey, "a"), decode_image(path, grey))
+    assert np.array_equal(fit_array(array[..., :1], gray, "a"), decode_image(path, gray))
 
 
 def test_hash_is_sha256_of_shape_and_pixels():

@@ -33,7 +33,7 @@ def test_other_files_are_counted_and_junk_is_not(tmp_path):
     assert drop.ignored == ["README.md", "cat/notes.txt"]
 
 
-def test_flat_images_are_unlabelled(tmp_path):
+def test_flat_images_are_unlabeled(tmp_path):
     for name in ("b.png", "a.png"):
         write_image(tmp_path / name, pixels(0))
     assert [(file.name, file.label) for file in read_drop(tmp_path, CLASSES).files] == [

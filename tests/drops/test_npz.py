@@ -54,7 +54,7 @@ def test_numpy_reads_what_we_wrote_and_the_bytes_repeat(tmp_path):
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
-def test_no_labels_means_unlabelled(tmp_path):
+def test_no_labels_means_unlabeled(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((3, 2, 2), np.uint8))
     assert open_images(tmp_path / "a.npz", CLASSES[:2]).labels.tolist() == [-1, -1, -1]
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from raw_drops import CLASSES, GREY8, RGB8, class_folders, pixels, write_image
+from raw_drops import CLASSES, GRAY8, RGB8, class_folders, pixels, write_image
 
 from crt.data.store import open_store
 from crt.drops.copies import KnownImages
@@ -23,7 +23,7 @@ from crt.errors import UserError
 from crt.spec import ImageSpec
 
 
-def prepare(source, out, spec=GREY8, workers=0, **checks):
+def prepare(source, out, spec=GRAY8, workers=0, **checks):
     return prepare_drop(source, out, spec=spec, checks=Checks(**checks), workers=workers)
 
 
@@ -74,7 +74,7 @@ def test_prepared_drop_keeps_its_contract(tmp_path):
         "resize": "none",
         "shards": 1,
     }
-    assert check_drop(source, spec=GREY8) == summary
+    assert check_drop(source, spec=GRAY8) == summary
     assert not list(tmp_path.glob("*.partial*"))
 
 
@@ -124,14 +124,14 @@ def test_fingerprint_follows_everything_that_matters(tmp_path):
     source = class_folders(tmp_path / "raw")
     seen = set()
 
-    def fingerprint(spec=GREY8):
+    def fingerprint(spec=GRAY8):
         prepare_drop(source, tmp_path / "out", spec=spec)
         return open_store(tmp_path / "out").fingerprint
 
     first = fingerprint()
     seen.add(first)
-    seen.add(fingerprint(replace(GREY8, resize="crop")))
-    seen.add(fingerprint(replace(GREY8, classes=(*CLASSES, "yak"))))
+    seen.add(fingerprint(replace(GRAY8, resize="crop")))
+    seen.add(fingerprint(replace(GRAY8, classes=(*CLASSES, "yak"))))
     write_image(source / "cat" / "000.png", pixels(99))
     seen.add(fingerprint())
     (source / "cat" / "001.png").rename(source / "dog" / "001b.png")
@@ -157,7 +157,7 @@ def test_a_share_is_set_aside_by_content(tmp_path):
     assert counts["images"] == len(small) == sum(counts["classes"].values())
     assert counts["classes"]["cat"] == len([name for name in small if name.startswith("cat/")]) > 0
     assert counts["whole_classes"] == []
-    assert check_drop(source, spec=GREY8, checks=Checks(validation=0.2))["validation"] == counts
+    assert check_drop(source, spec=GRAY8, checks=Checks(validation=0.2))["validation"] == counts
     _, large = split_of(source, tmp_path / "out", 0.6)
     assert small < large
     assert 130 <= len(large) <= 230
@@ -183,7 +183,7 @@ def test_an_image_stays_on_its_side(tmp_path):
     assert split_of(tmp_path / "npz", tmp_path / "out", 0.3)[0]["images"] == len(aside)
 
 
-def test_unlabelled_images_are_never_set_aside(tmp_path):
+def test_unlabeled_images_are_never_set_aside(tmp_path):
     (tmp_path / "raw").mkdir()
     images, labels = np.stack([pixels(seed) for seed in range(60)]), np.arange(60) % 4 - 1
     write_npz(tmp_path / "raw" / "a.npz", images=images, labels=labels)
@@ -223,7 +223,7 @@ def test_the_same_image_under_two_labels_is_an_error_that_names_both(tmp_path):
         prepare(source, tmp_path / "out", skip_unreadable=True)
 
 
-def test_an_unlabelled_copy_contradicts_nothing_but_what_it_stands_for_does(tmp_path):
+def test_an_unlabeled_copy_contradicts_nothing_but_what_it_stands_for_does(tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()
     write_npz(raw / "a.npz", images=np.stack([pixels(0)] * 3), labels=np.array([-1, 1, 1]))
@@ -327,11 +327,11 @@ def test_nothing_readable_is_an_error_even_when_skipping(tmp_path):
 def test_other_size_or_mode_fails_even_when_skipping(tmp_path):
     source = class_folders(tmp_path / "raw", per_class=1)
     write_image(source / "cat" / "big.png", pixels(0, 9, 9))
-    write_image(source / "dog" / "colour.png", pixels(0, 8, 8, 3))
+    write_image(source / "dog" / "color.png", pixels(0, 8, 8, 3))
     with pytest.raises(
         UserError,
         match=r"2 image\(s\) of the wrong size or mode: cat/big.png \(9x9 pixels instead of 8x8\), "
-        r"dog/colour.png \(mode RGB instead of L\)",
+        r"dog/color.png \(mode RGB instead of L\)",
     ):
         prepare(source, tmp_path / "out", skip_unreadable=True)
     np.savez(tmp_path / "a.npz", images=pixels(0, 3, 9, 9))
@@ -360,7 +360,7 @@ def test_images_of_the_test_set_are_named(tmp_path):
     hashes = prepared_images(tmp_path / "out" / "test")
     store = open_store(tmp_path / "out" / "test")
     assert hashes.by_hash == dict(zip(store.hashes, store.names, strict=True))
-    assert hashes == raw_images(test, spec=GREY8)
+    assert hashes == raw_images(test, spec=GRAY8)
     train = class_folders(tmp_path / "train", per_class=2)
     prepare(train, tmp_path / "out" / "train", tested=hashes)
     for index in range(11):
@@ -388,7 +388,7 @@ def test_all_findings_come_at_once(tmp_path):
 def test_test_set_needs_labels(tmp_path):
     write_image(tmp_path / "raw" / "a.png", pixels(0))
     assert prepare(tmp_path / "raw", tmp_path / "out")["unlabelled"] == 1
-    with pytest.raises(UserError, match=r"1 unlabelled image\(s\), but a test set needs labels"):
+    with pytest.raises(UserError, match=r"1 unlabeled image\(s\), but a test set needs labels"):
         prepare(tmp_path / "raw", tmp_path / "out", need_labels=True)
 
 
@@ -433,7 +433,7 @@ def test_a_kill_leaves_nothing_half_written(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not out.exists()
-    prepare(tmp_path / "raw", out, replace(GREY8, size=64))
+    prepare(tmp_path / "raw", out, replace(GRAY8, size=64))
     assert len(open_store(out)) == 20_000
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 

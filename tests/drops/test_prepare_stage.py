@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 from model_folders import write_model
-from raw_drops import CLASSES, GREY8, class_folders, pixels, write_image
+from raw_drops import CLASSES, GRAY8, class_folders, pixels, write_image
 
 from crt.data.store import open_store, open_validation
 
@@ -92,7 +92,7 @@ def test_the_validation_images_of_all_drops_are_certified_on_request(project):
         int(open_store(project / "prepared/train" / drop).validation.sum()) for drop in ("a", "b")
     ] + [0]
     assert sum(count["validation"]["images"] for count in counts) == len(split) >= 6
-    write_model(project / "models" / "student", GREY8)
+    write_model(project / "models" / "student", GRAY8)
     for folder, (name, images) in {
         "prepared/test": ("test", 6),
         "prepared/train": ("validation", len(split)),

@@ -9,11 +9,11 @@ from crt.models.build import BaseClassifier, build_model
 from crt.models.checkpoint import ModelInfo, package_versions, save_model
 from crt.spec import ImageSpec
 
-GREY8 = ImageSpec.numbered(10, size=8, channels=1)
+GRAY8 = ImageSpec.numbered(10, size=8, channels=1)
 RGB32 = ImageSpec.numbered(10, size=32, channels=3)
 
 
-def describe(spec: ImageSpec = GREY8, **changes: Any) -> ModelInfo:
+def describe(spec: ImageSpec = GRAY8, **changes: Any) -> ModelInfo:
     """The description of a ResNet-20 for images of `spec`, trained at sigma 0.25, but for the changes."""
     values: dict[str, Any] = {
         "arch": "cifar_resnet20",
@@ -31,7 +31,7 @@ def describe(spec: ImageSpec = GREY8, **changes: Any) -> ModelInfo:
     return ModelInfo(**values | changes)
 
 
-def make_model(spec: ImageSpec = GREY8, seed: int = 0, **changes: Any) -> tuple[BaseClassifier, ModelInfo]:
+def make_model(spec: ImageSpec = GRAY8, seed: int = 0, **changes: Any) -> tuple[BaseClassifier, ModelInfo]:
     """A network as `describe` says, in train mode, its random weights drawn from `seed`."""
     info = describe(spec, seed=seed, **changes)
     torch.manual_seed(seed)
@@ -45,7 +45,7 @@ def make_network(
     return make_model(spec, seed, arch=arch, arch_args=arch_args)[0]
 
 
-def write_model(folder: Path, spec: ImageSpec = GREY8, seed: int = 0, **changes: Any) -> Path:
+def write_model(folder: Path, spec: ImageSpec = GRAY8, seed: int = 0, **changes: Any) -> Path:
     """The model folder of such a network."""
     save_model(folder, *make_model(spec, seed, **changes))
     return folder

@@ -8,7 +8,7 @@ from PIL import Image
 from crt.spec import ImageSpec
 
 CLASSES = ["cat", "dog", "owl"]
-GREY8 = ImageSpec(tuple(CLASSES), size=8, channels=1)
+GRAY8 = ImageSpec(tuple(CLASSES), size=8, channels=1)
 RGB8 = ImageSpec(tuple(CLASSES), size=8, channels=3)
 
 
@@ -23,7 +23,7 @@ def write_image(path: Path, array: np.ndarray, **options: object) -> Path:
 
 
 def class_folders(folder: Path, per_class: int = 4, first_seed: int = 0) -> Path:
-    """Grey 8x8 PNGs in the class folders of CLASSES, all different."""
+    """Gray 8x8 PNGs in the class folders of CLASSES, all different."""
     for label, name in enumerate(CLASSES):
         for index in range(per_class):
             write_image(folder / name / f"{index:03}.png", pixels(first_seed + label * per_class + index))

@@ -93,7 +93,7 @@ def test_the_same_seed_gives_the_same_noise(name):
     assert torch.equal(*seen)
 
 
-def test_unlabelled_images_leave_the_label_terms():
+def test_unlabeled_images_leave_the_label_terms():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [5.0, 5.0]], requires_grad=True)
     loss = cross_entropy(logits, torch.tensor([0, 0, -1]))
     expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 2
@@ -107,9 +107,9 @@ def test_unlabelled_images_leave_the_label_terms():
 def test_a_batch_without_any_label_gives_a_finite_loss_and_gradient(name):
     model = network()
     data = batch()
-    unlabelled = Batch(data.images, torch.full_like(data.labels, -1), 0.0)
+    unlabeled = Batch(data.images, torch.full_like(data.labels, -1), 0.0)
     method = find_method(name).build(SETTINGS[name], Teacher(network(1)))
-    loss = method(model, unlabelled, SIGMA, seeded())
+    loss = method(model, unlabeled, SIGMA, seeded())
     loss.total.backward()
     assert loss.total.isfinite()
     assert loss.parts["cross_entropy"] == 0

@@ -110,8 +110,8 @@ def test_another_format_is_refused(folder):
 
 
 def test_missing_and_unknown_keys_of_the_description_are_refused(folder):
-    _edit(folder, sigma="remove", colour="red")
-    with pytest.raises(UserError, match=r"lacks \['sigma'\] and has unknown \['colour'\]"):
+    _edit(folder, sigma="remove", color="red")
+    with pytest.raises(UserError, match=r"lacks \['sigma'\] and has unknown \['color'\]"):
         load_model(folder)
 
 

@@ -14,7 +14,7 @@ RETRAINED = ["student", "certify@student", "metrics@student", "gate", "report"]
 PINNED = ["fetch@init", "fetch@baseline", "certify@baseline", "metrics@baseline"]
 
 
-def digits(project, count: int, seed: int, labelled: bool = True) -> dict[str, np.ndarray]:
+def digits(project, count: int, seed: int, labeled: bool = True) -> dict[str, np.ndarray]:
     """A delivery like the sample's first drop, not equal to it."""
     with np.load(next((project.root / "data/train/2025-01").glob("*.npz"))) as arrays:
         images, labels = arrays["images"], arrays["labels"]
@@ -22,7 +22,7 @@ def digits(project, count: int, seed: int, labelled: bool = True) -> dict[str, n
     chosen = rng.choice(len(images), count)
     moved = images[chosen].astype(int) + rng.integers(-9, 10, (count, 8, 8))
     found = {"images": moved.clip(0, 255).astype(np.uint8)}
-    return found | ({"labels": labels[chosen]} if labelled else {})
+    return found | ({"labels": labels[chosen]} if labeled else {})
 
 
 # Long enough for models that certify something, on enough images for these margins to be decided.
@@ -117,7 +117,7 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     first = weights(alice, "student")
     alice.run("git", "push", "-qu", "--follow-tags", "origin", "main")
 
-    # The first delivery, labelled: compared with v1.0.0, started from it, released.
+    # The first delivery, labeled: compared with v1.0.0, started from it, released.
     ran, said = retrain(alice, "2025-04", digits(alice, 150, 1))
     assert ran == sorted(["prepare@2025-04", *RETRAINED, *PINNED])
     assert "student@v1.0.0 is pinned" in said
@@ -130,7 +130,7 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     second = weights(alice, "student")
     alice.run("git", "push", "-qu", "--follow-tags", "origin", "main")
 
-    # A colleague on a bare machine runs nothing. The second delivery, unlabelled, lies in a bucket, and is taken in by
+    # A colleague on a bare machine runs nothing. The second delivery, unlabeled, lies in a bucket, and is taken in by
     # the script of docs/ci.md.
     bob = clone(alice, tmp_path / "origin.git", tmp_path / "bob" / "repo")
     (bob.root / ".dvc/config.local").write_text(login)
@@ -147,7 +147,7 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     bob.commit("deliveries come from a bucket")
     assert "nothing new" in bob.run("bash", "ci/retrain.sh").stdout
     (bucket / "old.npz").unlink()
-    np.savez(bucket / "new.npz", **digits(bob, 150, 2, labelled=False))
+    np.savez(bucket / "new.npz", **digits(bob, 150, 2, labeled=False))
     done = bob.run("bash", "ci/retrain.sh")
     drop = yaml.safe_load((bob.root / "params.yaml").read_text())["data"]["drops"][-1]
     ran = re.findall(r"Running stage '([^']+)'", done.stdout + done.stderr)

@@ -176,7 +176,7 @@ def test_lost_certificates_and_classes_are_shown(tmp_path):
 
 
 def pictures(html: str) -> dict[str, np.ndarray]:
-    """The pictures of a page by what stands beside them, grey."""
+    """The pictures of a page by what stands beside them, gray."""
     found = {}
     for tag, attributes in Page(html).tags:
         if tag == "img":
@@ -313,7 +313,7 @@ def test_many_classes(tmp_path):
 def test_the_model_card_has_all_sections(written):
     card = (written / "report/MODEL_CARD.md").read_text()
     titles = re.findall(r"^## (.*)", card, re.M)
-    assert titles == ["Model", "Intended use", "Data", "Training", "Certificates", "Limits", "Licence"]
+    assert titles == ["Model", "Intended use", "Data", "Training", "Certificates", "Limits", "License"]
     assert "Not stated." in card
     for table in re.findall(r"(?:^\|.*\n)+", card, re.M):
         assert len({row.count("|") for row in table.splitlines()}) == 1
@@ -349,8 +349,8 @@ def test_missing_and_damaged_results(tmp_path, path, content, says):
     assert not (root / "report").exists()
 
 
-def luminance(colour: str) -> float:
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def luminance(color: str) -> float:
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -361,15 +361,15 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
-def test_colours_have_the_contrast_that_wcag_asks_for(scheme):
+def test_colors_have_the_contrast_that_wcag_asks_for(scheme):
     style = (TEMPLATES / "style.css.j2").read_text()
     block = re.findall(r":root \{(.*?)\}", style, re.S)[scheme]
-    colours = dict(re.findall(r"--(\w+): (#\w{6})", block))
+    colors = dict(re.findall(r"--(\w+): (#\w{6})", block))
     for name in ("text", "soft", "pass", "fail", "undecided", "neutral"):
-        assert contrast(colours[name], colours["panel"]) >= 4.5
-        assert contrast(colours[name], colours["back"]) >= 4.5
+        assert contrast(colors[name], colors["panel"]) >= 4.5
+        assert contrast(colors[name], colors["back"]) >= 4.5
     for name in ("teacher", "student", "baseline"):
-        assert contrast(colours[name], colours["back"]) >= 3
+        assert contrast(colors[name], colors["back"]) >= 3
 
 
 def test_the_report_needs_no_torch(written):

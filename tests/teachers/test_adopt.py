@@ -223,7 +223,7 @@ def test_a_teacher_of_another_noise(bench):
     )
 
 
-def test_unlabelled_images_cannot_check_a_teacher(bench):
+def test_unlabeled_images_cannot_check_a_teacher(bench):
     import numpy as np
 
     np.save(bench.drop / "labels.npy", np.full(600, -1))

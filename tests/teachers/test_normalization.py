@@ -130,7 +130,7 @@ def test_a_choice_must_be_clear():
     assert clear_choice([Evidence(one, 0.25, float("inf"))]) is None
 
 
-def test_grey_candidates():
+def test_gray_candidates():
     names = [c.name for c in normalizations(1, ([0.3], [0.4]))]
     assert names == [
         "identity",

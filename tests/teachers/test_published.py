@@ -194,7 +194,7 @@ def test_half_precision_weights_become_single(tmp_path):
     assert same(network.half().float(), logits(tmp_path / "a", IDENTITY)[1])
 
 
-def test_grey_images_and_class_count():
+def test_gray_images_and_class_count():
     network = cifar(20, classes=4, channels=1)
     found = recognize(network.state_dict(), "x")
     assert found.num_classes == 4

@@ -88,12 +88,12 @@ def test_one_image_is_too_few(tmp_path):
         batches([store(tmp_path, 1)], 8)
 
 
-def test_only_labelled_images_on_request(tmp_path):
+def test_only_labeled_images_on_request(tmp_path):
     drop = store(tmp_path, 6, labels=[0, -1, 2, -1, 4, 5])
     assert sorted(labels_of(batches([drop], 2), 0)) == [-1, -1, 0, 2, 4, 5]
-    assert sorted(labels_of(batches([drop], 2, labelled_only=True), 0)) == [0, 2, 4, 5]
-    with pytest.raises(UserError, match="0 labelled training images"):
-        batches([store(tmp_path, 3, labels=[-1] * 3)], 2, labelled_only=True)
+    assert sorted(labels_of(batches([drop], 2, labeled_only=True), 0)) == [0, 2, 4, 5]
+    with pytest.raises(UserError, match="0 labeled training images"):
+        batches([store(tmp_path, 3, labels=[-1] * 3)], 2, labeled_only=True)
 
 
 @settings(max_examples=30, deadline=None)
@@ -160,7 +160,7 @@ def test_validation_images_are_left_out(tmp_path, resident):
     loader = batches(stores, 2, resident=resident)
     assert loader.count == 6
     assert sorted(labels_of(loader, 0)) == [-1, -1, 2, 5, 6, 8]
-    assert sorted(labels_of(batches(stores, 2, resident=resident, labelled_only=True), 0)) == [2, 5, 6, 8]
+    assert sorted(labels_of(batches(stores, 2, resident=resident, labeled_only=True), 0)) == [2, 5, 6, 8]
     with pytest.raises(UserError, match="holds 1 training images"):
         batches([store(tmp_path, 3, validation=[0, 2])], 2)
 

@@ -32,10 +32,10 @@ ROOT = Path(__file__).resolve().parents[2]
 NET = ["arch=resnet18", "arch_args={layers: [1,1,1,1], channels: [8,8,8,8]}", "epochs=2", "batch_size=16"]
 
 
-def drop(folder: Path, count: int = 40, classes: int = 10, size: int = 8, unlabelled: int = 0) -> Path:
+def drop(folder: Path, count: int = 40, classes: int = 10, size: int = 8, unlabeled: int = 0) -> Path:
     rng = np.random.default_rng([count, *folder.name.encode()])
     labels = np.arange(count) % classes
-    labels[:unlabelled] = -1
+    labels[:unlabeled] = -1
     images = rng.integers(0, 256, (count, size, size, 1), dtype=np.uint8)
     return write_prepared(folder, images, labels, spec_of(images, classes))
 
@@ -269,17 +269,17 @@ def test_drops_that_differ_are_refused(place, teacher, tmp_path):
 
 @pytest.mark.slow
 def test_images_without_labels_teach_by_transfer_alone(place, teacher, tmp_path):
-    half = drop(tmp_path / "half", count=64, unlabelled=32)
+    half = drop(tmp_path / "half", count=64, unlabeled=32)
     model, _ = load_model(place.student(teacher=teacher, name="half", drops=[half]))
     assert model.network.bn1.num_batches_tracked == 2 * (64 // 16)
-    model, _ = load_model(place.student("method=gaussian", name="labelled", drops=[half]))
+    model, _ = load_model(place.student("method=gaussian", name="labeled", drops=[half]))
     assert model.network.bn1.num_batches_tracked == 2 * (32 // 16)
-    for name, images, left_out in (("half", 64, 0), ("labelled", 32, 32)):
+    for name, images, left_out in (("half", 64, 0), ("labeled", 32, 32)):
         results = place.results(name)
         assert (results["images"], results["unlabelled_left_out"]) == (images, left_out)
-    none = drop(tmp_path / "none", count=64, unlabelled=64)
+    none = drop(tmp_path / "none", count=64, unlabeled=64)
     place.student(teacher=teacher, name="none", drops=[none])
-    with pytest.raises(UserError, match="0 labelled training images"):
+    with pytest.raises(UserError, match="0 labeled training images"):
         place.student("method=gaussian", name="other", drops=[none])
 
 
@@ -348,14 +348,14 @@ def test_a_warm_start_goes_on_from_the_releases_weights(place, teacher):
 
 def test_a_warm_start_holds_on_to_the_release(place, teacher, tmp_path):
     """A release that is the teacher too is right on all images without a label, and as far away as the teacher."""
-    unlabelled = [drop(tmp_path / "unlabelled", unlabelled=40)]
+    unlabeled = [drop(tmp_path / "unlabelled", unlabeled=40)]
     settings = ["student.init_epochs=1", "method.keep=0.5"]
-    place.student(*settings, teacher=teacher, init=teacher, drops=unlabelled, name="update")
+    place.student(*settings, teacher=teacher, init=teacher, drops=unlabeled, name="update")
     results = place.results("update")
     assert results["release_right"] == 1
     assert results["drift"] == results["transfer"] > 0
     assert results["loss"] == pytest.approx(1.5 * results["transfer"])
-    place.student("method.keep=0.5", teacher=teacher, drops=unlabelled, name="first")
+    place.student("method.keep=0.5", teacher=teacher, drops=unlabeled, name="first")
     assert "drift" not in place.results("first")
 
 
