@@ -326,20 +326,21 @@ def test_drop_data_removes_every_trace(repo):
 def test_the_prepared_test_set_is_read_and_not_decoded_again(repo, tmp_path, monkeypatch):
     """While DVC says that it is that of the present data, code and parameters."""
     prepare_drop(repo / "data/test", repo / "prepared/test", spec=ImageSpec.numbered(10, 8, 1))
-    decoded = []
-    raw_images = command.raw_images
-    monkeypatch.setattr(command, "raw_images", lambda *a, **k: decoded.append(a) or raw_images(*a, **k))
-    real = Project.dvc
-    for status in ("{}", '{"prepare_test": [{"changed deps": {"data/test": "modified"}}]}'):
-        said = lambda self, *a, _status=status, **k: _status if a[0] == "status" else real(self, *a, **k)  # noqa: E731
-        monkeypatch.setattr(Project, "dvc", said)
-        source = delivery(tmp_path / f"in{len(decoded)}{status == '{}'}")
-        known_image(source)
-        with pytest.raises(
-            UserError, match=r"also stand in the test set: 7/known.bmp \(test image digits.npz#5\)"
-        ):
+    source = delivery(tmp_path / "in")
+    known_image(source)
+    with np.load(repo / "data/test/digits.npz") as raw:
+        moved = {name: np.roll(raw[name], 1, axis=0) for name in ("images", "labels")}
+    np.savez(repo / "data/test/digits.npz", **moved)
+    real, modified = Project.dvc, '{"prepare_test": [{"changed deps": {"data/test": "modified"}}]}'
+    for status, number in (("{}", 5), (modified, 6)):
+
+        def dvc(project, *arguments, _status=status, **how):
+            return _status if arguments[0] == "status" else real(project, *arguments, **how)
+
+        monkeypatch.setattr(Project, "dvc", dvc)
+        said = rf"also stand in the test set: 7/known.bmp \(test image digits.npz#{number}\)"
+        with pytest.raises(UserError, match=said):
             ingest(Project(repo), source, "2025-04")
-        assert len(decoded) == (status != "{}")
 
 
 def test_a_single_file_is_named_as_it_was_given(repo, no_dvc, tmp_path):
