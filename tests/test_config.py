@@ -179,7 +179,10 @@ def test_a_teacher_is_not_trained_by_transfer(raw):
         (["teacher=fetch"], "ref is not set: give a model reference"),
         (["teacher=released"], "no release is pinned"),
         (["teacher=fetch", "teacher.ref=path:models/teacher"], "teacher stage writes"),
-        (["teacher=fetch", "teacher.refs=[path:a, path:./models/teacher/model.safetensors]"], "teacher stage writes"),
+        (
+            ["teacher=fetch", "teacher.refs=[path:a, path:./models/teacher/model.safetensors]"],
+            "teacher stage writes",
+        ),
     ],
 )  # fmt: skip
 def test_a_reference_that_cannot_be_is_refused_at_once(overrides, said):
@@ -257,7 +260,7 @@ def test_presets_certify_adaptively_and_ask_for_no_costly_radius(preset):
 
 
 def test_least_n_is_the_least():
-    """n = 10 can just certify at alpha = 0.001: 0.001 ** (1/10) = 0.5012 > 1/2, and 0.001 ** (1/9) = 0.464."""
+    """n = 10 can just certify at alpha 0.001: 0.001 ** (1/10) = 0.5012 > 1/2, and 0.001 ** (1/9) = 0.464."""
     _, config = PROJECT.composed(["certify.n=10"])
     assert config.certify.n == 10
     with pytest.raises(UserError):

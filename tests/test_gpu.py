@@ -111,7 +111,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_killed_training_continues_from_its_checkpoint(root, teacher, precision, monkeypatch):
-    """A GPU's fastest kernels add in any order, so equal bytes are no promise; the finished epochs are kept."""
+    """A GPU's fastest kernels add in any order: equal bytes are no promise; finished epochs are kept."""
     name, save = f"killed-{precision}", loop.save_state
 
     def die(*state):
@@ -160,7 +160,7 @@ def test_a_bank_holds_the_same_logits_on_both_kinds_of_device_and_teaches(root, 
 
 
 def test_both_kinds_of_device_give_the_same_certificates(root, teacher):
-    """Noise has the same bits everywhere; logits differ by rounding, which turns a vote only where two classes tie."""
+    """Noise has the same bits everywhere; logits differ by rounding, which turns a vote only at a tie."""
     here, there = certify(root, teacher), certify(root, teacher, "cpu")
     assert (here["predict"] == there["predict"]).mean() > 0.99
     assert (here["n_a"] - there["n_a"]).abs().mean() < 2

@@ -60,7 +60,8 @@ assert "torch" in sys.modules
 
 def test_every_public_name_is_there_and_has_an_example():
     assert set(crt.__all__) == {
-        "Certificate", "ImageSpec", "Method", "SmoothedClassifier", "__version__", "build_model", "load_model",
+        "Certificate", "ImageSpec", "Method", "SmoothedClassifier", "__version__", "build_model",
+        "load_model",
     }  # fmt: skip
     for name in crt.__all__:
         assert getattr(crt, name) is not None

@@ -31,15 +31,14 @@ def build(folder: Path) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     # torch brings setuptools, so that nothing need be downloaded.
-    run(
-        sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source, cwd=folder
-    )  # fmt: skip
+    pip = (sys.executable, "-m", "pip")
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source, cwd=folder)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
 
 def needed(wheel: Path) -> list[Distribution]:
-    """The distributions that an installation of the wheel without extras brings, as they are installed here."""
+    """The distributions that the wheel brings when it is installed without extras, as they are here."""
     found: dict[tuple[str, frozenset[str]], Distribution] = {}
 
     def add(requirements: list[str] | None, extras: frozenset[str]) -> None:

@@ -1,4 +1,4 @@
-"""What breaks a certificate that is proved over the real numbers and computed in floating point does not break ours."""
+"""What breaks a certificate that is proved over real numbers and computed in floats does not break ours."""
 
 import math
 
@@ -17,15 +17,16 @@ PIXELS, LOOKED_AT = 3 * 32 * 32, 512
 
 
 def edge(sigma: float) -> float:
-    """The power of two that the two images lie on both sides of; noise below its negative must be common enough."""
+    """The power of two between the two images; noise below its negative must be common enough."""
     return 0.5 if sigma >= 0.25 else 0.25
 
 
 class LowBits(nn.Module):
-    """Class 1 where a noisy pixel in (-e, -e/4] is an odd multiple of e * 2^-24, the last bit of numbers just below e.
+    """Class 1 where a noisy pixel in (-e, -e/4] is an odd multiple of e * 2^-24, the last bit just below e.
 
-    In floating point, the noise that leads there lies in [-2e, -e) and is a multiple of twice that bit. So the sum tells,
-    without error, whether the pixel itself has the bit, whatever the noise (Voracek and Hein 2023).
+    In floating point, the noise that leads there lies in [-2e, -e) and is a multiple of twice that bit. So
+    the sum tells, without error, whether the pixel itself has the bit, whatever the noise (Voracek and Hein
+    2023).
     """
 
     def __init__(self, sigma: float) -> None:
@@ -62,7 +63,7 @@ def two_images(sigma: float) -> tuple[Tensor, float]:
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_the_attack_works_on_noise_in_floating_point(sigma: float) -> None:
-    """The reason for noise in whole numbers: both images get a radius beyond the other one, for different classes."""
+    """Why noise is in whole numbers: both images get a radius beyond the other one, for different classes."""
     images, distance = two_images(sigma)
     generator, radii = torch.Generator().manual_seed(0), []
     for truth, image in enumerate(images):
@@ -75,7 +76,7 @@ def test_the_attack_works_on_noise_in_floating_point(sigma: float) -> None:
 @pytest.mark.parametrize("kind", ["low bits", "scrambled"])
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_no_module_can_tell_the_image_from_the_noise(sigma: float, kind: str) -> None:
-    """Certificates of the two images do not contradict each other: classes differ only if both radii end before."""
+    """The two certificates do not contradict each other: classes differ only if both radii end before."""
     model = LowBits(sigma) if kind == "low bits" else Scrambled()
     images, distance = two_images(sigma)
     smoothed = SmoothedClassifier(model, sigma, n=1_000, seed=1, device="cpu")
@@ -103,7 +104,10 @@ class Linear(nn.Module):
 def test_false_certificates_of_a_linear_classifier_in_3072_dimensions(
     sigma: float, radii: tuple[float, float] | None
 ) -> None:
-    """Exact: claims beyond the true distance. Adaptive: the larger radius, which is just not true. Both near alpha."""
+    """Both modes err with probability near alpha.
+
+    Exact: claims beyond the true distance. Adaptive: the larger radius, which is just not true.
+    """
     alpha, runs, n = 0.05, 400, 300
     image = torch.full((1, 3, 32, 32), 128 / 255)
     w = Linear(0).w.double()
@@ -129,7 +133,7 @@ def test_false_certificates_of_a_linear_classifier_in_3072_dimensions(
 
 
 def test_rounded_noise_votes_as_gaussian_noise_does() -> None:
-    """The vote of a linear classifier is the normal probability of its distance, to within the noise of votes."""
+    """A linear classifier's vote is the normal probability of its distance, to within the noise of votes."""
     w = Linear(0).w.double()
     n, sigma = 20_000, 0.25
     for distance in (0.05, 0.2, 0.4):

@@ -110,7 +110,7 @@ def test_predict_is_the_two_sided_binomial_test(kn: tuple[int, int], alpha: floa
 
 
 def test_predict_error_of_two_classes_by_enumeration() -> None:
-    """At a tie of two classes either answer is an error of at most alpha; beyond it, the wrong one is rarer."""
+    """At a tie of two classes either answer errs with at most alpha; beyond it, the wrong one is rarer."""
     n, alpha = 1_000, 0.001
     answers = [bounds.leads(max(a, n - a), min(a, n - a), alpha) for a in range(n + 1)]
     first_wins = np.array([answer and a > n - a for a, answer in enumerate(answers)])

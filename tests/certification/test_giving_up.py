@@ -1,4 +1,4 @@
-"""Giving up: worth nearly as much as the best of all rules, which is computed here without any approximation."""
+"""Giving up: worth nearly as much as the best of all rules, which is computed here exactly."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""CERTIFY and PREDICT on classifiers whose class probabilities are known: how often do they claim too much?"""
+"""CERTIFY and PREDICT on classifiers of known class probabilities: how often do they claim too much?"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,7 +58,7 @@ def multinomial(p: list[float], rng: np.random.Generator) -> Callable[[Draws], l
 
 
 def true_radius(p: float) -> float:
-    """Of a class of probability p among two, where the other side's boundary is a hyperplane (the tight case)."""
+    """Of a class of probability p among two, where the boundary is a hyperplane (the tight case)."""
     return SIGMA * norm.ppf(p)
 
 
@@ -198,7 +198,7 @@ def test_predict_answers_when_the_vote_is_clear() -> None:
 
 
 def test_predict_pays_for_the_noise_as_drawn() -> None:
-    """123 of 200 votes have a p-value of 0.0014, and all draws together may differ with probability 200 * charge."""
+    """123 of 200 votes have a p-value of 0.0014; all draws may differ with probability 200 * charge."""
     assert drive(predict(200, 0.002, 0.0), lambda _: [77, 123, 0]) == 1
     assert drive(predict(200, 0.002, 2e-6), lambda _: [77, 123, 0]) == 1
     assert drive(predict(200, 0.002, 4e-6), lambda _: [77, 123, 0]) == ABSTAIN

@@ -134,7 +134,7 @@ def test_a_seed_given_by_hand_has_other_votes_and_is_marked(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("changes", [{"fingerprint": "n" * 64}, {"n": 1_001}, {"alpha": 0.011}])
 def test_the_noise_is_fixed_by_model_and_settings(tmp_path: Path, changes: dict[str, object]) -> None:
-    """Also where the classifier is the same: nobody can choose the noise, or train against one that is known."""
+    """Also where the classifier is the same: nobody can choose the noise, or train against a known one."""
     one, other = certify(tmp_path / "a"), certify(tmp_path / "b", **changes)
     votes = [[row[7] for row in without_time(path)[1:]] for path in (one, other)]
     assert votes[0] != votes[1]
@@ -177,7 +177,8 @@ began = time.perf_counter()
 assert os.waitpid(start(folder / "whole"), 0)[1] == 0
 duration = time.perf_counter() - began
 kills, kept, cycle = 0, [], 0
-while kills < 15 or len({{count for count in kept if 0 < count < COUNT}}) < 3:  # on a busy machine some come too early
+# On a busy machine some kills come too early.
+while kills < 15 or len({{count for count in kept if 0 < count < COUNT}}) < 3:
     out, before = folder / str(cycle), 0
     while True:
         pid = start(out)
@@ -199,7 +200,7 @@ print(json.dumps([kills, kept]))
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["exact", "adaptive"])
 def test_killed_at_random_moments_ends_with_the_same_file(tmp_path: Path, mode: str) -> None:
-    """A real SIGKILL each time, until a run gets through; again, until there were 15, at three different places."""
+    """A real SIGKILL each time, until a run gets through; again, until there were 15, at three places."""
     script = tmp_path / "killer.py"
     script.write_text(KILLER.format(here=str(TOY.parent)))
     done = subprocess.run(

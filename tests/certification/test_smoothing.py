@@ -31,7 +31,7 @@ class HalfSpace(nn.Module):
 
 
 def at_distances(distances: list[float]) -> Tensor:
-    """Images near given distances from the hyperplane, of whole gray levels; `distance` says what theirs are."""
+    """Images near given distances from the hyperplane, of whole gray levels; `distance` says which."""
     w = HalfSpace().w
     images = torch.stack([0.5 + w / w.norm() * distance for distance in distances])
     return (images.clamp(0, 1) * 255).round() / 255
@@ -40,7 +40,7 @@ def at_distances(distances: list[float]) -> Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_no_radius_exceeds_the_true_one_beyond_alpha(adaptive: bool) -> None:
-    """Many seeds at each distance, all of them just below a reported radius, where adaptive mode could err."""
+    """Many seeds at each distance, all just below a reported radius, where adaptive mode could err."""
     alpha, runs = 0.05, 100
     images, model = at_distances([0.02, 0.1, 0.2, 0.3, 0.5]), HalfSpace()
     truth = model.distance(images).tolist()
@@ -295,7 +295,7 @@ class FirstPixel(nn.Module):
 
 
 def test_a_search_for_a_lucky_image_finds_nothing_that_a_service_confirms() -> None:
-    """The attacker tries images whose ignored pixels differ, with noise of their own; the service has other noise.
+    """The attacker tries images whose ignored pixels differ, with own noise; the service has other noise.
 
     With noise that is known beforehand, the images found would be certified again, every time.
     """

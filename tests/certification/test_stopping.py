@@ -12,9 +12,10 @@ from crt.certification import bounds, stopping
 
 
 def error_by_single_draws(p: float, looks: Sequence[int], enough: Sequence[int]) -> float:
-    """P(votes reach `enough` at some look) for a class of probability p, one draw at a time; bounded from above.
+    """P(votes reach `enough` at some look) for a class of probability p, by single draws; an upper bound.
 
-    At each look, probabilities below 1e-30 at either end count as errors, so that few numbers of votes are left.
+    At each look, probabilities below 1e-30 at either end count as errors, so that few numbers of votes are
+    left.
     """
     alive, least, error, last = np.ones(1), 0, 0.0, 0
     for look, needed in zip(looks, enough, strict=True):
@@ -34,7 +35,10 @@ GRIDS = {0.25: (0.25, 0.5, 0.75), 0.5: (0.5, 1.0, 1.5, 1.75), 1.0: (0.5, 1.0, 2.
 
 
 def check_level(sigma: float, n: int, alpha: float, charge: float = 0.0) -> None:
-    """Each radius of a table errs with probability alpha at most, at the boundary and below, and the budget is used."""
+    """Each radius of a table errs with probability alpha at most, at the boundary and below.
+
+    And the budget is used.
+    """
     table = stopping.stopping_table(GRIDS[sigma], sigma, n, alpha, charge)
     assert table.radii == (0.0, *GRIDS[sigma])
     for p, enough in zip(table.p_lower, table.enough, strict=True):
@@ -103,7 +107,7 @@ def test_looks_end_at_n(n: int) -> None:
 
 
 def test_the_last_look_costs_little() -> None:
-    """Certifying at the last look needs hardly more votes than exact mode: alpha is not squandered on early looks."""
+    """Certifying at the last look needs hardly more votes than exact mode: early looks cost little alpha."""
     table = stopping.stopping_table((0.25, 0.5, 0.75), 0.25, 100_000, 0.001)
     for p, enough in zip(table.p_lower, table.enough, strict=True):
         exact = next(

@@ -21,13 +21,16 @@ for name in sys.argv[1:]:
             (path / "model.safetensors").write_text(str(seed))
         path = path / ("index.parquet" if "prepared" in name else "model.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = {key: value + seed / 1e5 if 'student' in name else value for key, value in METRICS.get(name, {}).items()}
+    varies = 'student' in name
+    found = {key: value + seed / 1e5 if varies else value for key, value in METRICS.get(name, {}).items()}
     found["seed"] = seed if "model" in name or "certificates" in name else None
-    path.write_text(json.dumps({key: value for key, value in found.items() if value is not None}) + "\\n" if path.suffix == ".json" else f"a,b\\n1,{seed}\\n")
+    facts = {key: value for key, value in found.items() if value is not None}
+    path.write_text(json.dumps(facts) + "\\n" if path.suffix == ".json" else f"a,b\\n1,{seed}\\n")
 '''
 METRICS = {
     "results/certify/student.json": {
-        "acr": 0.42366, "smoothed_acc": 0.96111, "cert_0.25": 0.79167, "cert_0.5": 0.48056, "cert_0.75": 0.2, "cert_1.0": 0.1,
+        "acr": 0.42366, "smoothed_acc": 0.96111, "cert_0.25": 0.79167, "cert_0.5": 0.48056, "cert_0.75": 0.2,
+        "cert_1.0": 0.1,
     },
     "results/certify/teacher.json": {"teacher_acr": 0.42737},
     "results/certify/baseline.json": {"baseline_acr": 0.42},

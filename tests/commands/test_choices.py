@@ -1,4 +1,7 @@
-"""What people choose: conf/choice.yaml is its one place, params.yaml follows, and nothing chosen is lost or stays for ever."""
+"""What people choose: conf/choice.yaml is its one place, and params.yaml follows.
+
+Nothing chosen is lost, or stays when it should not.
+"""
 
 import shutil
 from pathlib import Path
@@ -186,12 +189,18 @@ SMOKE = {
     [
         (["student=convnext", "sigma=0.5"], {"override /student": "convnext", "sigma": 0.5}),
         (["student=convnext", "student.lr=0.3"], {"override /student": "convnext", "student": {"lr": 0.3}}),
-        (["student=timm", "student.arch=resnet26"], {"override /student": "timm", "student": {"arch": "resnet26"}}),
+        (
+            ["student=timm", "student.arch=resnet26"],
+            {"override /student": "timm", "student": {"arch": "resnet26"}},
+        ),
         (["+experiment=smoke"], SMOKE),
         (["bank=logits", "bank.views=4"], {"override /bank": "logits", "bank": {"views": 4}}),
         (["certify=adaptive"], {"override /certify": "adaptive"}),
         (["split=validation"], {"override /split": "validation"}),
-        (["method=smoothadv_050", "teacher=gaussian"], {"override /teacher": "gaussian", "override /method": "smoothadv_050"}),
+        (
+            ["method=smoothadv_050", "teacher=gaussian"],
+            {"override /teacher": "gaussian", "override /method": "smoothadv_050"},
+        ),
         (["teacher.drop=2025-03"], {"teacher": {"drop": "2025-03"}}),
         (["++student.arch_args.layers=[1,1,1,2]"], {"student": {"arch_args": {"layers": [1, 1, 1, 2]}}}),
         (["+gate.margins={0.5:0.01}"], {"gate": {"margins": {0.5: 0.01}}}),

@@ -21,7 +21,10 @@ def test_one_row_for_each_student():
     lines = table({"vgg": None, "resnet": ours}, [ours, *direct]).splitlines()
     cells = [re.split(r"\s{2,}", line.rstrip()) for line in lines]
     assert cells == [
-        ["student", "architecture", "parameters", "training", "ACR", "share of teacher", "smoothed", "at 0.25", "cost"],
+        [
+            "student", "architecture", "parameters", "training", "ACR", "share of teacher", "smoothed",
+            "at 0.25", "cost",
+        ],
         ["vgg", *"–" * 8],
         ["resnet", "resnet18", "1,234", "50 s", "0.400", "0.800", "90.0 %", "50.0 %", "0.05"],
     ]  # fmt: skip

@@ -478,8 +478,9 @@ def test_an_image_that_an_earlier_drop_labels_otherwise_is_refused(repo, no_dvc,
     np.savez(tmp_path / "again.npz", images=images[:5], labels=wrong)
     with pytest.raises(
         UserError,
-        match=rf"1 image\(s\) that an earlier drop labels otherwise: again.npz#4 is labeled {wrong[4]}, and the same "
-        rf"image as digits.npz#4 of the drop 2025-01 {labels[4]}; remove them, or the earlier drop",
+        match=rf"1 image\(s\) that an earlier drop labels otherwise: again.npz#4 is labeled {wrong[4]}, "
+        rf"and the same image as digits.npz#4 of the drop 2025-01 {labels[4]}; remove them, or the earlier "
+        "drop",
     ):
         ingest(Project(repo), tmp_path / "again.npz", "2025-04")
     assert listed_drops(repo) == SAMPLE

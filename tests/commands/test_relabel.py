@@ -44,7 +44,10 @@ def pictures(folder) -> Counter:
 
 @pytest.fixture(scope="module")
 def template(pulled, tmp_path_factory):
-    """The digits, with a drop of class folders (three 3s and three 7s, files of the same names) and an unlabeled one."""
+    """The digits, with a drop of class folders and an unlabeled one.
+
+    The class folders hold three 3s and three 7s, files of the same names.
+    """
     folder = tmp_path_factory.mktemp("relabel")
     repo = Path(shutil.copytree(pulled, folder / "repo"))
     source, flat = delivery(folder / "in"), folder / "flat"
@@ -164,7 +167,8 @@ def test_a_release_of_other_classes_is_no_longer_pinned(grown, capsys):
     (grown / "results/prepare").mkdir(parents=True, exist_ok=True)
     (grown / "results/prepare/test.json").write_text(json.dumps({"classes": dict.fromkeys(DIGITS, 36)}))
     commit(grown)
-    run(grown, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "tag", "-a", "student@v1.0.0", "-m", "it")  # fmt: skip
+    by = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    run(grown, "git", *by, "tag", "-a", "student@v1.0.0", "-m", "it")
     pin(Project(grown), "v1.0.0")
     relabel(Project(grown), ["3=three"])
     assert (

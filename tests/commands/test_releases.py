@@ -30,14 +30,15 @@ def tag(repo, name: str, message: str) -> None:
 def released(repo):
     """The repository with three releases; the tags alone."""
     for version, digest in HASHES.items():
-        run(repo, "git", "-c", "user.name=t", "-c", "user.email=t@e.org", "commit", "-q", "--allow-empty", "-m", version)  # fmt: skip
+        by = ("-c", "user.name=t", "-c", "user.email=t@e.org")
+        run(repo, "git", *by, "commit", "-q", "--allow-empty", "-m", version)
         tag(repo, f"student@{version}", f"a student\n\n{json.dumps({'weights_sha256': digest})}\n")
     tag(repo, "teacher@v7.0.0", "another artifact")
     return repo
 
 
 def pins(repo) -> set[str | None]:
-    """What is pinned in conf/choice.yaml and params.yaml, as baseline and as init; all settings agree on it."""
+    """What conf/choice.yaml and params.yaml pin, as baseline and as init; all settings agree on it."""
     assert_composed(repo)
     chosen, params = choice(repo), load(repo / "params.yaml")
     refs = {chosen.get("pinned", {}).get(role, {}).get("ref") for role in ("init", "baseline")}

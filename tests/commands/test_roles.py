@@ -1,6 +1,7 @@
-"""Roles and drops that go away leave nothing, by `dvc repro` and by `dvc exp run`; `crt apply` and `crt experiments`.
+"""Roles and drops that go away leave nothing, by `dvc repro` and by `dvc exp run`.
 
-With real DVC and this project's dvc.yaml, whose stages only write their outputs.
+And `crt apply` and `crt experiments`. With real DVC and this project's dvc.yaml, whose stages only write
+their outputs.
 """
 
 import json
@@ -72,7 +73,10 @@ def test_unpinned_by_repro(quick):
     pin(quick, "registry:student@v1.0.0")
     Project(quick).dvc("repro", "-q")
     commit(quick)
-    assert {"models/init", "models/baseline", "certificates/baseline.tsv", "results/certify/details/baseline.json", "fetch@init", "metrics@baseline"} <= set(
+    assert {
+        "models/init", "models/baseline", "certificates/baseline.tsv",
+        "results/certify/details/baseline.json", "fetch@init", "metrics@baseline",
+    } <= set(
         traces(quick, "init", "baseline")
     )  # fmt: skip
     assert is_clean(quick)

@@ -46,7 +46,7 @@ def test_drops_of_class_folders(tmp_path):
 @settings(max_examples=15, deadline=None)
 @given(seeds=st.lists(st.integers(0, 25), min_size=4, max_size=30), salt=st.integers(0, 10**6))
 def test_a_fifth_becomes_the_test_set(tmp_path_factory, seeds, salt):
-    """Whatever the images, duplicates included: nothing is lost, nothing of the test set stands in training."""
+    """Whatever the images, with duplicates: nothing is lost, nothing of the test set stands in training."""
     folder = tmp_path_factory.mktemp("split")
     names = ["cat", "dog"]
     for index, seed in enumerate([0, 1, *seeds]):
@@ -125,7 +125,8 @@ def test_what_is_not_used_is_named(tmp_path):
     found = write_folder(tmp_path / "out", source, "x")
     assert sorted(found.ignored) == ["README.md", "test/cat/a.xml", "train/labels.txt"]
     assert found.told == [
-        f"not used: val/ (6 images): `crt ingest {source / 'val'} --drop NAME` adds it to the training images",
+        f"not used: val/ (6 images): `crt ingest {source / 'val'} --drop NAME` adds it to the training "
+        "images",
         "test set: test/ (3 images)",
     ]
     (source / "train" / "dog" / "notes.txt").write_text("x")

@@ -1,4 +1,7 @@
-"""Near copies of test images. Made-up photographs stand for real ones; docs/data.md has the numbers of real ones."""
+"""Near copies of test images.
+
+Made-up photographs stand for real ones; docs/data.md has the numbers of real ones.
+"""
 
 import io
 from collections import Counter
@@ -94,8 +97,8 @@ def test_they_are_listed_dropped_or_refused(tmp_path, tested):
         }
     with pytest.raises(
         UserError,
-        match=r"1 image\(s\) that look like a test image: cat/copy.png \(test image cat/03.png\); remove them from "
-        "the drop, or set near_copies to drop",
+        match=r"1 image\(s\) that look like a test image: cat/copy.png \(test image cat/03.png\); "
+        "remove them from the drop, or set near_copies to drop",
     ):
         check_drop(drop, spec=SPEC, checks=Checks(tested=tested, near_copies="refuse"))
     (drop / "cat" / "new.png").unlink()

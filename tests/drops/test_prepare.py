@@ -217,8 +217,9 @@ def test_the_same_image_under_two_labels_is_an_error_that_names_both(tmp_path):
     write_image(source / "owl" / "again.tif", pixels(0))
     with pytest.raises(
         UserError,
-        match=r"2 image\(s\) under two labels: dog/again.bmp is labeled dog, and the same image as cat/000.png cat, "
-        r"owl/again.tif is labeled owl, and the same image as cat/000.png cat; remove what is wrong",
+        match=r"2 image\(s\) under two labels: dog/again.bmp is labeled dog, and the same image as "
+        r"cat/000.png cat, owl/again.tif is labeled owl, and the same image as cat/000.png cat; "
+        "remove what is wrong",
     ):
         prepare(source, tmp_path / "out", skip_unreadable=True)
 

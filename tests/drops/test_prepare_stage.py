@@ -62,7 +62,8 @@ def test_test_set_and_drop_are_written_with_their_metrics(project):
     metric = json.loads((project / "results" / "prepare" / "a.json").read_text())
     assert metric["classes"] == {"cat": 3, "dog": 3, "owl": 3}
     assert json.loads((project / "results" / "prepare" / "test.json").read_text())["images"] == 6
-    # Another test image makes DVC run every prepare again; what it writes must stay the same, so that no model follows.
+    # Another test image makes DVC run every prepare again. What it writes must stay the same, so that no
+    # model follows.
     before = drop_bytes(project)
     write_image(project / "data" / "test" / "cat" / "new.png", pixels(500))
     prepare("test")
@@ -132,11 +133,13 @@ def pickled(project):
     [
         (
             shared_image,
-            "error: data/train/a has 1 image(s) that also stand in the test set: dog/known.png (test image cat/000.png)",
+            "error: data/train/a has 1 image(s) that also stand in the test set: dog/known.png "
+            "(test image cat/000.png)",
         ),
         (
             missing_drop,
-            "error: data/train/a is missing: the images of the drop 'a' belong there (`dvc pull` gets what is recorded",
+            "error: data/train/a is missing: the images of the drop 'a' belong there "
+            "(`dvc pull` gets what is recorded",
         ),
         (other_classes, "error: data/classes.txt names 2 classes but num_classes is 3"),
         (pickled, "error: data/train/a/a.npz: `images` holds pickled Python objects"),

@@ -58,7 +58,9 @@ def test_different_pictures_are_told_apart_and_the_share_is_kept(photos):
     assert len({content_key(image) for image in photos}) > 250
     rng = np.random.default_rng(1)
     blobs = [
-        np.asarray(Image.fromarray(rng.integers(0, 256, (6, 6), np.uint8)).resize((32, 32), Image.Resampling.BICUBIC))
+        np.asarray(
+            Image.fromarray(rng.integers(0, 256, (6, 6), np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
+        )
         for _ in range(2000)
     ]  # fmt: skip
     assert abs(np.mean([in_validation(blob[..., None], 0.1) for blob in blobs]) - 0.1) < 0.03

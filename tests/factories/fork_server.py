@@ -1,10 +1,11 @@
 """A process that imports the large libraries once and forks for each stage and command that a test runs.
 
-A pipeline starts some ten processes, and each would import torch and timm, or DVC, for seconds. `fork_server()`
-starts the server and writes programs `python`, `dvc` and `crt` into a folder; whoever has that folder first on its path
-runs them in a fork of the server, in the caller's folder, environment and open files. The project's own code is
-imported after the fork, so that it is the caller's. What the server does not know (`python -c`, `python -m pytest`) is
-run by the real interpreter. Tests of kills and of the first run do without it.
+A pipeline starts some ten processes, and each would import torch and timm, or DVC, for seconds.
+`fork_server()` starts the server and writes programs `python`, `dvc` and `crt` into a folder; whoever has
+that folder first on its path runs them in a fork of the server, in the caller's folder, environment and open
+files. The project's own code is imported after the fork, so that it is the caller's. What the server does not
+know (`python -c`, `python -m pytest`) is run by the real interpreter. Tests of kills and of the first run do
+without it.
 """
 
 import contextlib
@@ -61,7 +62,10 @@ os.execv({program!r}, [{program!r}, *words])
 
 @contextlib.contextmanager
 def fork_server() -> Iterator[Path]:
-    """Start a server; gives the folder of the programs that call it. A caller that is killed leaves its fork running."""
+    """Start a server; gives the folder of the programs that call it.
+
+    A caller that is killed leaves its fork running.
+    """
     real = Path(sys.executable).parent
     folder = Path(tempfile.mkdtemp(prefix="fork"))  # a socket's address is short
     address = str(folder / "server")
@@ -138,7 +142,7 @@ def _run(name: str, script: str | None) -> Any:
 
 
 def _status(program: Any) -> int:
-    """Run to the end as an interpreter does: exit status, buffers, threads, what is registered for the exit."""
+    """Run to the end as an interpreter does: exit status, buffers, threads, what is registered at exit."""
     import atexit
     import threading
     import traceback

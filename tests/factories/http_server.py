@@ -86,7 +86,10 @@ def slowly(content: bytes, parts: int, pause: float) -> Answer:
 
 @contextmanager
 def server() -> Iterator[ThreadingHTTPServer]:
-    """The server, on a free port; `.routes` maps paths to answers, `.requests` lists what was asked, `.url` is its address."""
+    """The server, on a free port.
+
+    `.routes` maps paths to answers, `.requests` lists what was asked, `.url` is its address.
+    """
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.routes, httpd.requests = {}, []  # type: ignore[attr-defined]
     httpd.url = f"http://127.0.0.1:{httpd.server_address[1]}"  # type: ignore[attr-defined]

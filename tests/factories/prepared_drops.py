@@ -26,7 +26,10 @@ def store_of(
     fingerprint: str = "f",
     validation: Sequence[int] = (),
 ) -> Store:
-    """A drop in memory: uint8 images [N, H, H, C], their labels (None: all 0), the numbers of those that are set aside."""
+    """A drop in memory: uint8 images [N, H, H, C] and their labels (None: all 0).
+
+    `validation` has the numbers of those that are set aside.
+    """
     known = np.zeros(len(images), np.int64) if labels is None else np.asarray(labels)
     aside = np.isin(np.arange(len(images)), validation)
     return Store(path, images, known, spec or spec_of(images), fingerprint, aside)

@@ -95,7 +95,7 @@ def digits_teacher(
     model = nn.Sequential(Front(mean, std), CifarResNet(20, 10, 1)).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     for step in range(steps):
-        # The statistics of the first BatchNorm settle while the rate is low, as at the end of a long training.
+        # The first BatchNorm's statistics settle while the rate is low, as at the end of a long training.
         optimizer.param_groups[0]["lr"] = 0.1 * max(0.0, 1 - 1.5 * step / steps)
         batch = torch.randint(len(labels), (48,))
         noisy = images[batch] + sigma * torch.randn_like(images[batch])

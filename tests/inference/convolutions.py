@@ -17,7 +17,7 @@ GEOMETRIES = [
 
 
 class Twisted(nn.Module):
-    """Sums in place that others see, sums of two shapes and of a thing with itself, one convolution used twice."""
+    """Sums in place that others see, of two shapes, of a thing with itself; one convolution used twice."""
 
     def __init__(self) -> None:
         super().__init__()

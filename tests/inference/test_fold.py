@@ -61,7 +61,7 @@ def test_without_batchnorm_nothing_is_traced() -> None:
 
 
 class Shared(nn.Module):
-    """A convolution whose output is used twice, a BatchNorm that follows no layer, one that follows a linear layer."""
+    """A convolution whose output is used twice; a BatchNorm after no layer, and one after a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The places where a convolution can take a sum and a ReLU: putting them together there keeps the network's logits."""
+"""Where a convolution can take a sum and a ReLU: putting them together there keeps the network's logits."""
 
 import copy
 

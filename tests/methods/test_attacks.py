@@ -203,7 +203,7 @@ def test_a_zero_gradient_takes_pgd_in_a_random_direction_and_no_nan():
 
 
 def test_where_the_expectation_sits():
-    """Two noises give the label 0.9 and 0.1: log of mean, mean of log, and log of the mean logits' are three things."""
+    """The label gets 0.9 and 0.1: log of mean, mean of log and log of the mean logits' are three things."""
     logits = torch.tensor([[[math.log(9.0), 0.0]], [[math.log(1 / 9), 0.0]]], dtype=torch.float64)
     labels = torch.tensor([0])
     inside, outside = smoothed_loss(logits, labels), label_loss(logits, labels)
@@ -239,7 +239,7 @@ def test_each_draw_has_the_standard_deviation_sigma():
     images = torch.zeros(64, 3, 16, 16)
     noise = draw_noise(images, 0.25, 4, seeded())
     assert noise.shape == (4, 64, 3, 16, 16)
-    # 49,152 entries a draw: the standard error of their standard deviation is 0.25 / sqrt(2 * 49152) = 0.0008.
+    # 49,152 entries a draw: their standard deviation's standard error is 0.25 / sqrt(2 * 49152) = 0.0008.
     assert noise.flatten(1).std(1).tolist() == pytest.approx([0.25] * 4, abs=0.004)
     assert torch.corrcoef(noise.flatten(1)).fill_diagonal_(0).abs().max() < 0.025
 

@@ -159,7 +159,7 @@ def test_the_attack_finds_what_it_looks_for():
 
 
 class Rule(nn.Module):
-    """Class 1 where the first pixel is positive, else class 0; the logits' size does not matter to hard votes."""
+    """Class 1 where the first pixel is positive, else class 0; logits' size does not matter to hard votes."""
 
     def forward(self, images):
         pixel = images[:, 0, 0, 0]
@@ -189,7 +189,7 @@ class Scripted(nn.Module):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_an_image_always_wrong_gives_its_easiest_noise_and_no_worst_case(seed):
-    """Cross-entropies of the three noises 1, 2, 3 nats up to a constant: the smallest one, divided by m = 3."""
+    """Cross-entropies of three noises, 1, 2 and 3 nats up to a constant: the smallest, divided by m = 3."""
     logits = torch.tensor([[[0.0, 1.0]], [[0.0, 2.0]], [[0.0, 3.0]]])
     data = type(batch())(torch.zeros(1, 1, 1, 2), torch.tensor([0]), 0.0)
     loss = method()(Scripted(logits), data, SIGMA, seeded(seed))

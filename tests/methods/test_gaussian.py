@@ -136,7 +136,7 @@ def test_methods_by_name():
 
 @pytest.mark.parametrize("name", ["gaussian", "catrs", "crt"])
 def test_a_methods_file_alone_is_imported(name):
-    """What a training computes does not depend on the other methods, so a change of them must not re-run it."""
+    """What a training computes does not depend on other methods: a change of them must not re-run it."""
     code = (
         "import sys; from crt.training import fit; from crt.methods.base import find_method; "
         f"find_method({name!r}); "

@@ -76,7 +76,7 @@ def probabilities(rows):
 
 
 def test_by_hand():
-    """Image 0 right (xi = 2 Phi^-1(0.8)), 1 wrong, 2 right but beyond gamma; the sum is divided by 3, not by 1."""
+    """Image 0 right (xi = 2 Phi^-1(0.8)), 1 wrong, 2 right but beyond gamma; divided by 3, not by 1."""
     logits = probabilities([[0.8, 0.2], [0.8, 0.2], [0.999999, 0.000001]])
     labels = torch.tensor([0, 1, 0])
     expected = 0.5 / 2 * (8 - 2 * norm.ppf(0.8)) / 3
@@ -87,7 +87,7 @@ def test_by_hand():
 
 
 def test_beta_is_in_the_radius_term_only_and_decides_who_is_right():
-    """One noise votes for class 0 strongly, two weakly for class 1: class 0 leads until the votes are sharpened."""
+    """One noise votes strongly for class 0, two weakly for 1: class 0 leads until votes are sharpened."""
     logits = torch.tensor([[[6.0, 0.0, -9.0]], [[0.0, 0.3, -9.0]], [[0.0, 0.3, -9.0]]], dtype=torch.float64)
     labels = torch.tensor([0])
     assert logits.softmax(-1).mean(0).argmax() == 0

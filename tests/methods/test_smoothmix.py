@@ -109,7 +109,7 @@ def test_no_gradient_is_no_step():
 
 
 def test_the_passes_and_what_they_see():
-    """Attack in evaluation mode, then the start, then mixes at most half way, in train mode, with the same noise."""
+    """Attack in evaluation mode; then the start and mixes at most half way, in train mode, with one noise."""
     spy, data = Spy(network()), batch()
     method(mix_step=1, step_size=2.0)(spy, data, SIGMA, seeded())
     assert spy.modes == [False] * STEPS + [True, True]

@@ -13,7 +13,7 @@ LABELS = [0, 1, 2, 3, 1]
 
 
 def network(seed: int = 0) -> nn.Module:
-    """With batch normalization, whose running statistics differ from a batch's; smooth, so no gradient vanishes."""
+    """With BatchNorm, whose running statistics differ from a batch's; smooth, so no gradient vanishes."""
     torch.manual_seed(seed)
     net = nn.Sequential(
         nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Tanh(), nn.Flatten(), nn.Linear(54, K)
@@ -41,7 +41,7 @@ def normal(shape: tuple[int, ...], std: float, generator: torch.Generator) -> Te
 
 
 def each_logits(model: nn.Module, inputs: dict[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
-    """Logits [K] of the inputs[i, b], in one forward pass (batch normalization sees all), image after image."""
+    """Logits [K] of the inputs[i, b], in one forward pass (BatchNorm sees all), image after image."""
     order = sorted(inputs, key=lambda key: (key[1], key[0]))
     logits = model(torch.stack([inputs[key] for key in order]))
     return dict(zip(order, logits, strict=True))

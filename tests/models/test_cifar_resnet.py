@@ -83,6 +83,7 @@ def test_depths_by_name():
 def test_needs_no_timm():
     code = (
         "import sys, crt.models.checkpoint; "
-        "crt.build_model('cifar_resnet20', crt.ImageSpec.numbered(10, 32, 3)); assert 'timm' not in sys.modules"
+        "crt.build_model('cifar_resnet20', crt.ImageSpec.numbered(10, 32, 3)); "
+        "assert 'timm' not in sys.modules"
     )
     run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""Every option of conf/student/ but `timm` (which leaves the network to be named), as conf/network/ builds it."""
+"""Every option of conf/student/, as conf/network/ builds it, but `timm`, which leaves the network open."""
 
 from pathlib import Path
 

@@ -26,7 +26,7 @@ class Project:
     root: Path
 
     def run(self, *command: str, check: bool = True, env: dict[str, str] | None = None, forked: bool = True):
-        """Run a command in the repository, with this environment's programs first on the path, or forks of them."""
+        """Run a command in the repository, by this environment's programs or forks of them."""
         full = {**os.environ, "DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
         first = [os.environ["FORKED_PROGRAMS"]] if forked else []
         full["PATH"] = os.pathsep.join([*first, str(Path(sys.executable).parent), full["PATH"]])
@@ -88,7 +88,10 @@ def fresh(tmp_path_factory) -> Project:
 
 @pytest.fixture(scope="session")
 def reproduced(request, tmp_path_factory) -> tuple[Project, list[str]]:
-    """The same after one `dvc repro`, committed; and which stages ran. Made once for all workers of pytest-xdist."""
+    """The same after one `dvc repro`, committed; and which stages ran.
+
+    Made once for all workers of pytest-xdist.
+    """
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
@@ -127,8 +130,10 @@ def ssh(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     (folder / "config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
-        "PasswordAuthentication no\nUsePAM no\nStrictModes no\nPermitRootLogin prohibit-password\nPidFile none\n"
+        f"Port {port}\nListenAddress 127.0.0.1\n"
+        f"HostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
+        "PasswordAuthentication no\nUsePAM no\nStrictModes no\n"
+        "PermitRootLogin prohibit-password\nPidFile none\n"
         "Subsystem sftp internal-sftp\n"
     )
     process = subprocess.Popen([program, "-D", "-e", "-f", str(folder / "config")], stderr=subprocess.PIPE)

@@ -9,8 +9,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Every stage imports them, and they change no value that a stage computes: they check params.yaml, name devices and
-# processes, write files whole, and end in one sentence. A change of theirs re-runs nothing.
+# Every stage imports them, and they change no value that a stage computes: they check params.yaml, name
+# devices and processes, write files whole, and end in one sentence. A change of theirs re-runs nothing.
 NEUTRAL = {
     "crt/__init__.py", "crt/config.py", "crt/errors.py", "crt/files.py", "crt/devices.py", "crt/processes.py",
     "crt/memory.py", "stages/common.py",

@@ -1,4 +1,7 @@
-"""Fetching teachers from real places: a second git and DVC repository, an SSH remote, a web server, this repository."""
+"""Fetching teachers from real places.
+
+They are a second git and DVC repository, an SSH remote, a web server and this repository.
+"""
 
 import getpass
 import hashlib
@@ -201,7 +204,8 @@ def test_a_published_checkpoint_becomes_the_teacher(prepared, checkpoint, tmp_pa
         web.routes["/checkpoint.pth.tar"] = serve(checkpoint.read_bytes())
         ref = f"teacher.ref={web.url}/checkpoint.pth.tar"
 
-        # What the file does not tell is asked for by name; nothing is left but the download, which is not repeated.
+        # What the file does not tell is asked for by name. Nothing is left but the download, which is not
+        # repeated.
         failed = fetch(ref, f"teacher.sha256={sha256}", check=False)
         assert failed.returncode != 0
         assert "set teacher.sigma (its first BatchNorm's statistics fit 0.25 best)" in failed.stderr

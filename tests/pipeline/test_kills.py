@@ -22,7 +22,7 @@ def own_code(root: Path) -> dict[str, str]:
 
 
 def killed(root: Path, until: float | None, rng: random.Random) -> None:
-    """Start `dvc repro student` and kill all of it: after `until` seconds, or a little after its first checkpoint."""
+    """Start `dvc repro student` and kill it all, after `until` seconds or just after its first checkpoint."""
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1", **own_code(root)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     process = subprocess.Popen(

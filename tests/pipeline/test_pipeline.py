@@ -180,7 +180,7 @@ def test_the_same_seed_gives_the_same_bytes(project):
     for row in (*rows, *again):
         row[time_column] = ""
     assert again == rows
-    # Seconds are no quality: nothing differs but the hashes of certificates (their time column) and of times/.
+    # Seconds are no quality: only the hashes of certificates (their time column) and of times/ differ.
     assert project.run("dvc", "metrics", "diff").stdout == ""
     assert project.run("git", "status", "--porcelain").stdout.split() in ([], ["M", "dvc.lock"])
 

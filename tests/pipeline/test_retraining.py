@@ -130,8 +130,8 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     second = weights(alice, "student")
     alice.run("git", "push", "-qu", "--follow-tags", "origin", "main")
 
-    # A colleague on a bare machine runs nothing. The second delivery, unlabeled, lies in a bucket, and is taken in by
-    # the script of docs/ci.md.
+    # A colleague on a bare machine runs nothing. The second delivery, unlabeled, lies in a bucket, and the
+    # script of docs/ci.md takes it in.
     bob = clone(alice, tmp_path / "origin.git", tmp_path / "bob" / "repo")
     (bob.root / ".dvc/config.local").write_text(login)
     assert bob.stages_run("dvc", "repro", "--pull") == []
@@ -217,8 +217,8 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     pinned = yaml.safe_load((alice.root / "conf/choice.yaml").read_text())["pinned"]
     assert pinned["baseline"]["ref"] == pinned["init"]["ref"] == shown[1]["ref"]
 
-    # A new class: no release can be compared any more. Nothing is left of the one that was pinned, and the gate and
-    # the report know nothing of it.
+    # A new class: no release can be compared any more. Nothing is left of the one that was pinned, and the
+    # gate and the report know nothing of it.
     add_a_class(alice, "ten")
     np.savez(tmp_path / "tens.npz", **(digits(alice, 30, 4) | {"labels": np.full(30, 10)}))
     alice.run("crt", "ingest", str(tmp_path / "tens.npz"), "--drop", "tens")
@@ -258,7 +258,10 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
 
 
 def test_two_who_ingest_at_once(alice, tmp_path):
-    """Each retrains on a drop of their own; git merges, `dvc repro --pull` runs what neither ran, and then all agree."""
+    """Each retrains on a drop of their own, and git merges.
+
+    `dvc repro --pull` runs what neither ran, and then all agree.
+    """
     alice.run("dvc", "remote", "add", "-d", "team", str(tmp_path / "team"))
     alice.commit("a remote")
     alice.run("dvc", "push")

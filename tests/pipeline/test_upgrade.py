@@ -1,4 +1,7 @@
-"""A project that version 0.1.0 made takes this version: `git merge`, `crt upgrade`, and nothing that cost hours runs again."""
+"""A project that version 0.1.0 made takes this version: `git merge`, `crt upgrade`.
+
+Nothing that cost hours runs again.
+"""
 
 import json
 import os
@@ -40,7 +43,7 @@ class Team(Project):
         return super().run(*command, env={"PYTHONPATH": str(self.root), **(env or {})}, **options)
 
     def planned(self, check: bool = True) -> list[str]:
-        """The stages that `dvc repro` would run; not `check`: up to one that needs a folder which they make."""
+        """The stages that `dvc repro` would run; not `check`: up to one that needs a folder of theirs."""
         return re.findall(r"Running stage '([^']+)'", self.run("dvc", "repro", "--dry", check=check).stdout)
 
     def params(self) -> dict:
@@ -68,7 +71,7 @@ def flat(values: dict, above: str = "") -> dict:
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory) -> Path:
-    """A folder with the project of 0.1.0, everything pulled; its DVC remote beside it; and this version as a repository.
+    """A folder with the project of 0.1.0, all pulled, its DVC remote, and this version as a repository.
 
     That repository continues from the commit that the project was made from.
     """
@@ -229,7 +232,10 @@ def test_the_rest_runs_and_a_clone_gets_everything(project, before, tmp_path):
 
 
 def check_certificates(before: Path, after: Path) -> None:
-    """Those of the old noise are read and recognized, and not compared with the new ones, which are of the same networks."""
+    """Those of the old noise are read and recognized.
+
+    They are not compared with the new ones, which are of the same networks.
+    """
     for role in ("teacher", "student", "baseline"):
         old, new = (read_certificates(root / f"certificates/{role}.tsv") for root in (before, after))
         assert (old.noise, new.noise) == (None, "integer")
@@ -408,7 +414,8 @@ def test_a_student_of_their_own(before, tmp_path):
     project = copied(before, tmp_path)
     folder = project.root / "conf"
     (folder / "student/ours.yaml").write_text(
-        "defaults: [_sgd, _self_]\nkey: ours\narch: regnetx_002\narch_args: {depth: 6}\nbfloat16_on_cpu: true\nlr: 0.15\n"
+        "defaults: [_sgd, _self_]\nkey: ours\narch: regnetx_002\narch_args: {depth: 6}\n"
+        "bfloat16_on_cpu: true\nlr: 0.15\n"
     )
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("- student: convnext", "- student: ours"))

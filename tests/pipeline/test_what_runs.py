@@ -20,7 +20,8 @@ EDITS = {
     "stages/metrics.py": METRICS,
     "stages/gate.py": {"gate"},
     "crt/report/content.py": {"report"},
-    # Downloading, reading others' checkpoints, DVC and GTO: no stage of a project that trains its teacher and pins nothing.
+    # Downloading, reading others' checkpoints, DVC and GTO: no stage of a project that trains its teacher and
+    # pins nothing.
     "crt/references/fetch.py": set(),
     "crt/references/fetch_dvc.py": set(),
     "crt/teachers/safe_load.py": set(),
@@ -46,7 +47,8 @@ EDITS = {
     "crt/training/batches.py": TRAIN,
     "crt/training/augment.py": TRAIN,
     "crt/training/loop.py": TRAIN,
-    # Votes, bounds, noise; folding (the teacher is folded in training too) and precision of the certified function.
+    # Votes, bounds, noise; folding (the teacher is folded in training too) and precision of the certified
+    # function.
     "crt/certification/votes.py": CERTIFY,
     "crt/certification/bounds.py": CERTIFY,
     "crt/certification/noise.py": CERTIFY,

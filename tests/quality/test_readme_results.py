@@ -1,4 +1,4 @@
-"""The README's results, measured again by the commands that stand beside them: only `make test-all` does it."""
+"""The README's results, measured again by the commands beside them: only `make test-all` does it."""
 
 import json
 import os

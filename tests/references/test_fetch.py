@@ -1,4 +1,7 @@
-"""Downloads from a real server that cuts off, redirects, fails, is slow or sends something else; references to places."""
+"""Downloads, and references to places.
+
+The server is real, and cuts off, redirects, fails, is slow or sends something else.
+"""
 
 import hashlib
 import socket

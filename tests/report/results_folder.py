@@ -93,8 +93,8 @@ def make_results(
 ) -> Path:
     """Write all files that the report reads.
 
-    `student` and `baseline` are qualities, None: no baseline is pinned. `past` is the baseline's history, which then
-    is the anchor too; None: it has none.
+    `student` and `baseline` are qualities, None: no baseline is pinned. `past` is the baseline's history,
+    which then is the anchor too; None: it has none.
     """
     certificates, results = root / "certificates", root / "results"
     write_table(certificates / "teacher.tsv", rows(2.3, images, 1), **settings)

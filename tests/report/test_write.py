@@ -228,7 +228,8 @@ def test_the_history_shows_what_all_releases_changed(tmp_path):
     entries = [
         known | {"version": "v1.0.0", "date": "2025-01-06", "drops": ["2024-12"], "begins": "a <new> class"},
         known | {"version": "v1.1.0", "date": "2025-02-03", "drops": ["2024-12", "2025-01"]}
-        | {"baseline": "v1.0.0", "change": change, "anchor": "v1.0.0", "since_anchor": change, "candidates": 3},
+        | {"baseline": "v1.0.0", "change": change, "anchor": "v1.0.0", "since_anchor": change}
+        | {"candidates": 3},
     ]  # fmt: skip
     past = History.model_validate({"format": 1, "releases": entries})
     root = make_results(tmp_path, past=past)
@@ -375,7 +376,8 @@ def test_colors_have_the_contrast_that_wcag_asks_for(scheme):
 def test_the_report_needs_no_torch(written):
     script = (
         "import sys, pathlib; from crt.report.write import write_report;"
-        f"write_report(pathlib.Path({str(written)!r}), 'digits', {DROPS!r}, {ROLES!r}, pathlib.Path({str(written / 'again')!r}));"
+        f"write_report(pathlib.Path({str(written)!r}), 'digits', {DROPS!r}, {ROLES!r}, "
+        f"pathlib.Path({str(written / 'again')!r}));"
         "import crt.evaluation.gate; assert not {'torch', 'timm', 'dvc', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -108,8 +108,8 @@ def test_a_published_teacher(bench, source, capsys):
         {},
     )
     assert info.source == {
-        "ref": "path:a.pth", "sha256": sha256_of(bench.root / "a.pth"), "layout": "entry 'state_dict', prefix '1.'",
-        "epoch": "90", "normalization": "normalize, MNIST",
+        "ref": "path:a.pth", "sha256": sha256_of(bench.root / "a.pth"),
+        "layout": "entry 'state_dict', prefix '1.'", "epoch": "90", "normalization": "normalize, MNIST",
     }  # fmt: skip
 
 

@@ -126,7 +126,7 @@ def test_one_answer_for_everything_is_no_class_order(probe):
 
 
 def test_the_class_order_is_not_flattered_by_few_images():
-    """With 100 classes and one image of each, a reading fitted and measured on the same images would be perfect."""
+    """With 100 classes and one image of each, a reading measured where it was fitted would be perfect."""
     generator = torch.Generator().manual_seed(0)
     predicted, labels = torch.randperm(100, generator=generator), torch.arange(100)
     order, value = class_order(predicted, labels, 100)

@@ -136,7 +136,8 @@ def test_crops_and_flips_are_uniform(tmp_path):
                 where = (image[0] == 1).nonzero()
                 key = tuple(where[0].tolist()) if len(where) else None
                 corners[key] = corners.get(key, 0) + 1
-    # Unflipped, the corner goes to rows and columns 1, 0 or out of the image; flipped, to columns 1, 2 or out.
+    # Unflipped, the corner goes to rows and columns 1, 0 or out of the image; flipped, to columns 1, 2 or
+    # out.
     expected = {
         None: 5 / 9,
         (0, 0): 1 / 18,
@@ -266,7 +267,8 @@ def test_a_set_far_larger_than_memory_is_read_from_disk(tmp_path):
         np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(count, 224, 224, 3)).flush()
     except OSError as error:
         pytest.skip(
-            f"this file system holds no file of {bytes_wanted / 2**30:.0f} GiB, not even a sparse one: {error}"
+            f"this file system holds no file of {bytes_wanted / 2**30:.0f} GiB, not even a sparse one: "
+            f"{error}"
         )
     assert file.stat().st_blocks * 512 < 2**20, "the file is not sparse"
     done = subprocess.run(

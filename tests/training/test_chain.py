@@ -19,13 +19,17 @@ pytestmark = pytest.mark.nightly  # over a minute
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ["runtime.device=cpu", "student.epochs=10"]
-TEACHER = ["teacher.epochs=10", "teacher.arch=resnet18", "++teacher.arch_args={layers: [1,1,1,1], channels: [16,32,64,128]}"]  # fmt: skip
+TEACHER = [
+    "teacher.epochs=10",
+    "teacher.arch=resnet18",
+    "++teacher.arch_args={layers: [1,1,1,1], channels: [16,32,64,128]}",
+]
 GENERATIONS = ["resnet", "regnet", "convnext"]
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory) -> tuple[Path, torch.Tensor, torch.Tensor]:
-    """A prepared drop of 1,500 digits, and the images float [N, 1, 8, 8] in [0,1] and labels of the others."""
+    """A prepared drop of 1,500 digits; the others' images, float [N, 1, 8, 8] in [0,1], and labels."""
     pixels, labels = load_digits(return_X_y=True)
     images = (pixels.reshape(-1, 8, 8, 1) * (255 / 16)).round().astype(np.uint8)
     folder = tmp_path_factory.mktemp("digits") / "drop"

@@ -43,7 +43,10 @@ def train(folder: Path, processes: int, **changes: object) -> tuple[list[dict[st
 
 
 def test_two_processes_have_the_loss_curve_of_one(tmp_path):
-    """With noise too weak to matter, no BatchNorm and no dropout, only rounding differs; by a method of several passes."""
+    """With noise too weak to matter, no BatchNorm and no dropout, only rounding differs.
+
+    By a method of several passes.
+    """
     one, weights, _ = train(tmp_path / "one", 1, method="smoothadv", epochs=6)
     two, same, said = train(tmp_path / "two", 2, method="smoothadv", epochs=6)
     assert float(one[-1]["loss"]) < 0.95 * float(one[0]["loss"])

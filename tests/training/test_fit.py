@@ -199,7 +199,10 @@ def test_a_checkpoint_of_other_settings_is_not_continued_and_said(place, teacher
 @pytest.mark.slow
 def test_the_key_of_resume_files_covers_the_code_that_training_imports(tmp_path):
     """A checkpoint of other code is never continued; code that changes no value is no part of the key."""
-    code = "import sys, crt.training.fit, crt.methods.shared.attacks; print(*(m for m in sys.modules if m.startswith('crt')))"
+    code = (
+        "import sys, crt.training.fit, crt.methods.shared.attacks; "
+        "print(*(m for m in sys.modules if m.startswith('crt')))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     imported = {importlib.util.find_spec(module).origin for module in done.stdout.split()}
     neutral = {"__init__", "config", "errors", "files", "devices", "processes"}
@@ -347,7 +350,7 @@ def test_a_warm_start_goes_on_from_the_releases_weights(place, teacher):
 
 
 def test_a_warm_start_holds_on_to_the_release(place, teacher, tmp_path):
-    """A release that is the teacher too is right on all images without a label, and as far away as the teacher."""
+    """A release that is the teacher too is right on all unlabeled images, and as far away as the teacher."""
     unlabeled = [drop(tmp_path / "unlabelled", unlabeled=40)]
     settings = ["student.init_epochs=1", "method.keep=0.5"]
     place.student(*settings, teacher=teacher, init=teacher, drops=unlabeled, name="update")

@@ -41,7 +41,7 @@ def test_operations_and_outputs_are_counted():
 
 
 def test_attention_is_counted():
-    """Of a network of 65 tokens in 2 heads of 32: the two products of the attention beside the four layers."""
+    """Of a network of 65 tokens in 2 heads of 32: the attention's two products beside the four layers."""
     vit = network(
         "vit_tiny_patch16_224", {"embed_dim": 64, "depth": 1, "num_heads": 2, "class_token": True}, 3, 32
     )

@@ -1,4 +1,7 @@
-"""A tiny training run: 24 images of two classes, a network with BatchNorm and dropout; as a program, for torchrun."""
+"""A tiny training run: 24 images of two classes, a network with BatchNorm and dropout.
+
+It is a program too, for torchrun.
+"""
 
 import json
 import os
@@ -97,7 +100,7 @@ def smooth_network() -> nn.Module:
 
 
 def main(folder: Path, method: str | None = None, die_in_epoch: int | None = None, **changes: Any) -> None:
-    """Train with hardly any noise by `method`; without it, with noise and the network that depends on the batch."""
+    """Train with hardly any noise by `method`; without it, with noise and a network with BatchNorm."""
     attacked = smoothadv(attack="pgd", epsilon=0.5, steps=2, num_noise=2, warmup_epochs=0)
     inner = {None: gaussian(), "smoothadv": attacked}[method]
 
