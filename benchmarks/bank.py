@@ -1,9 +1,9 @@
-"""ACR of students that learn from a bank of the teacher's logits, by its number of views, against a live teacher.
+"""ACR of students that learn from a bank of the teacher's logits, by its views, against a live teacher.
 
     python benchmarks/bank.py [--seeds 3] [--student regnet]
 
-On the pipeline's digits: needs models/teacher and prepared/ (`dvc repro`). A seed sets the student's initial weights, order,
-augmentation and noise, and the bank's views; differences are taken at equal seeds.
+On the pipeline's digits: needs models/teacher and prepared/ (`dvc repro`). A seed sets the student's initial
+weights, order, augmentation and noise, and the bank's views; differences are taken at equal seeds.
 """
 
 import argparse
@@ -55,8 +55,9 @@ def main() -> None:
     lines = [
         "# Students from a bank of the teacher's logits",
         "",
-        f"Digits, student {args.student}, {config.student.epochs} epochs, teacher {config.teacher.key}; exact certification with "
-        f"n = {N:,}. Mean of {args.seeds} seeds; difference to the live teacher at equal seeds, with its standard error.",
+        f"Digits, student {args.student}, {config.student.epochs} epochs, teacher {config.teacher.key}; "
+        f"exact certification with n = {N:,}. Mean of {args.seeds} seeds; difference to the live teacher "
+        "at equal seeds, with its standard error.",
         "",
         "| views of an image | ACR | difference |",
         "|---|---|---|",

@@ -12,7 +12,7 @@ from crt.models.checkpoint import load_model, model_fingerprint
 
 
 def certified_metrics(folder: Path, test: Path, out: Path, config: Config, **changes: Any) -> dict[str, Any]:
-    """Metrics of the model `folder` on the prepared `test` set: exact, float32, every image, unless `changes` say else.
+    """Metrics of a model on the prepared `test` set: exact, float32, all images, unless `changes` say else.
 
     The certificates go to `out`, a TSV; a run that was interrupted goes on beside it.
     """

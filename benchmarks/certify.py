@@ -4,11 +4,16 @@
     python benchmarks/certify.py adaptive --model models/student --images prepared/test --count 500
     python benchmarks/certify.py precisions --model models/student --images prepared/test
 
-`speed`: forward passes per second of exact certification, beside the loop that the field uses, in one process, in alternation;
-ratios are of neighbors in time. The network is an untrained ResNet-20: speed does not depend on weights.
-`adaptive`: both modes on the same images with a trained model. Exact mode draws until its answers at the radii are sure, not
-to the end, which takes a day on a CPU; a run that was interrupted goes on where it was.
-`precisions`: what float32, bfloat16 and int8 make of the same noise. Run all on a quiet machine.
+`speed`: forward passes per second of exact certification, beside the loop that the field uses, in one
+process, in alternation; ratios are of neighbors in time. The network is an untrained ResNet-20: speed does
+not depend on weights.
+
+`adaptive`: both modes on the same images with a trained model. Exact mode draws until its answers at the
+radii are sure, not to the end, which takes a day on a CPU; a run that was interrupted goes on where it was.
+
+`precisions`: what float32, bfloat16 and int8 make of the same noise.
+
+Run all on a quiet machine.
 """
 
 import argparse
@@ -63,7 +68,10 @@ SURE = 1e-6
 
 @torch.no_grad()
 def field_loop(model: nn.Module, image: Tensor, n: int, batch_size: int) -> list[int]:
-    """Votes as the field's programs count them: one image, float32, channels first, each batch's classes to the host."""
+    """Votes as the field's programs count them.
+
+    One image, float32, channels first; each batch's classes go to the host.
+    """
     counts, left = [0] * 10, n
     while left > 0:
         size = min(batch_size, left)
@@ -154,9 +162,10 @@ def speed(args: argparse.Namespace) -> None:
     write(
         args.output / "certify",
         "Speed of exact certification",
-        f"`{args.arch}`, {size[0]}x{size[1]}x{size[2]} images, {flops / 1e6:.1f} MFLOP per pass; {hardware(device)}, torch "
-        f"{torch.__version__}; medians of {args.rounds} rounds. Peak, measured as a product of {args.matrix} x {args.matrix} "
-        f"matrices: {peaks} (int8 is held to float32's). The field's loop is fastest at batch {best.split()[-1]}.",
+        f"`{args.arch}`, {size[0]}x{size[1]}x{size[2]} images, {flops / 1e6:.1f} MFLOP per pass; "
+        f"{hardware(device)}, torch {torch.__version__}; medians of {args.rounds} rounds. Peak, measured as "
+        f"a product of {args.matrix} x {args.matrix} matrices: {peaks} (int8 is held to float32's). The "
+        f"field's loop is fastest at batch {best.split()[-1]}.",
         ["what", "passes per second", "to the usual batch", "to the best batch", "share of peak"],
         rows,
     )
@@ -206,9 +215,10 @@ def adaptive(args: argparse.Namespace) -> None:
     write(
         args.output / "certify_adaptive",
         "Adaptive against exact certification",
-        f"`{info.arch}` ({info.method}), sigma {info.sigma:g}, {len(images)} test images (every {images.step}th), n0 = {N0}, "
-        f"n = {args.n:,}, alpha = {ALPHA}; {args.precision} on {device_name(device)}, torch {torch.__version__}. "
-        "Both modes see the same draws; exact mode's end where the rest changes an answer at these radii with probability "
+        f"`{info.arch}` ({info.method}), sigma {info.sigma:g}, {len(images)} test images (every "
+        f"{images.step}th), n0 = {N0}, n = {args.n:,}, alpha = {ALPHA}; {args.precision} on "
+        f"{device_name(device)}, torch {torch.__version__}. Both modes see the same draws; exact mode's end "
+        "where the rest changes an answer at these radii with probability "
         f"below {SURE:g} per look.",
         [
             "mode",
@@ -221,7 +231,10 @@ def adaptive(args: argparse.Namespace) -> None:
 
 
 def both(table: StoppingTable, sure: StoppingTable, label: int) -> Procedure:
-    """[largest radius by adaptive mode, by exact mode, passes of adaptive mode] of one image; a radius of -1: none is right."""
+    """[largest radius by adaptive mode, by exact mode, passes of adaptive mode] of one image.
+
+    A radius of -1: none is right.
+    """
     c = top_class((yield Draws(Stage.SELECTION, 0, N0)))
     if c != label:
         return [-1.0, -1.0, N0]
@@ -246,10 +259,10 @@ def both(table: StoppingTable, sure: StoppingTable, label: int) -> Procedure:
 
 
 def foreseen(table: StoppingTable, n: int) -> StoppingTable:
-    """As `table`, but certifying and giving up a radius only where exact mode, by all its n draws, surely does the same.
+    """As `table`, but deciding on a radius only where exact mode, by all its n draws, surely does the same.
 
-    At each look, with k of exact mode's votes needed in the end: the probability is bounded from the votes so far
-    (Clopper-Pearson, at level `SURE`), and so is the chance that the remaining draws bring the rest.
+    At each look, with k of exact mode's votes needed in the end: the probability is bounded from the votes so
+    far (Clopper-Pearson, at level `SURE`), and so is the chance that the remaining draws bring the rest.
     """
 
     def reached(votes: int, look: int, k: int) -> bool:
@@ -301,8 +314,8 @@ def precisions(args: argparse.Namespace) -> None:
     write(
         args.output / "certify_precisions",
         "The same network in other precisions",
-        f"`{info.arch}` ({info.method}), sigma {info.sigma:g}, {len(images)} test images, {args.n} votes each on the same "
-        f"noise; {device_name(device)}, torch {torch.__version__}.",
+        f"`{info.arch}` ({info.method}), sigma {info.sigma:g}, {len(images)} test images, {args.n} votes "
+        f"each on the same noise; {device_name(device)}, torch {torch.__version__}.",
         ["precision", "smoothed accuracy", "accuracy under noise", "votes that differ from the first"],
         rows,
     )

@@ -2,8 +2,9 @@
 
     python benchmarks/chain.py [--seeds 3]
 
-Each generation's teacher is the student of the one before; beside it the same network taught by the first teacher. Needs
-models/teacher and prepared/ (`dvc repro`). A seed sets the students' initial weights, order, augmentation and noise.
+Each generation's teacher is the student of the one before; beside it the same network taught by the first
+teacher. Needs models/teacher and prepared/ (`dvc repro`). A seed sets the students' initial weights, order,
+augmentation and noise.
 """
 
 import argparse
@@ -64,7 +65,8 @@ def main() -> None:
     lines = [
         "# Three generations",
         "",
-        f"Digits; share of the first teacher's ACR ({top:.4f}; exact certification with n = {N:,}). Mean of {args.seeds} seeds, with "
+        f"Digits; share of the first teacher's ACR ({top:.4f}; exact certification with n = {N:,}). Mean of "
+        f"{args.seeds} seeds, with "
         "its standard error.",
         "",
         "| generation | student | taught by the generation before | taught by the first teacher |",

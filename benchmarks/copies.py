@@ -1,9 +1,9 @@
-"""Near copies: which copies of an image file look the same (crt/drops/copies.py), and how many other pairs do.
+"""Near copies: which copies of an image file look the same (crt/drops/copies.py), how many other pairs do.
 
     python benchmarks/copies.py FOLDER [FOLDER ...] [--size 32] [--images 10000] [--copied 500]
 
-Each FOLDER holds class folders of images. Files are copied as other programs do; files and copies are brought to
---size pixels, the middle of each, as the stage `prepare` does.
+Each FOLDER holds class folders of images. Files are copied as other programs do; files and copies are brought
+to --size pixels, the middle of each, as the stage `prepare` does.
 """
 
 import argparse
@@ -114,7 +114,8 @@ def main() -> None:
     head = ["images of", "copied", "pixels", *COPIES, "pairs of different images"]
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     text = (
-        "# Near copies\n\n`benchmarks/copies.py`: the share of copies of image files that look the same as the file, "
+        "# Near copies\n\n`benchmarks/copies.py`: the share of copies of image files that look the same as "
+        "the file, "
         "and the pairs of\ndifferent files that do (some of them are copies in truth).\n\n"
     )
     RESULTS.write_text(text + "\n".join(lines) + "\n", encoding="utf-8", newline="\n")

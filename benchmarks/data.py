@@ -2,9 +2,9 @@
 
     python benchmarks/data.py [--images 100000] [--second 10000] [--size 256] [--work DIR]
 
-Writes made-up JPEGs into class folders (cheap to make, costly to decode as photographs), prepares them as two drops as the stage
-`prepare` does, and loads an epoch's part with resized crops and flips. Needs about 220 KB of disk per image of 256 pixels; what
-lies in --work already is used again, and is left there.
+Writes made-up JPEGs into class folders (cheap to make, costly to decode as photographs), prepares them as two
+drops as the stage `prepare` does, and loads an epoch's part with resized crops and flips. Needs about 220 KB
+of disk per image of 256 pixels; what lies in --work already is used again, and is left there.
 """
 
 import argparse
@@ -93,28 +93,31 @@ def main() -> None:
         prepare_drop(raw, out, spec=spec)
         seconds = time.perf_counter() - start
         rows.append(
-            f"| {name} | {len(numbers):,} | {gigabytes(raw):.2f} | {seconds:,.0f} | {len(numbers) / seconds:,.0f} | "
-            f"{gigabytes(out):.2f} | {peak_memory():.2f} |"
+            f"| {name} | {len(numbers):,} | {gigabytes(raw):.2f} | {seconds:,.0f} | "
+            f"{len(numbers) / seconds:,.0f} | {gigabytes(out):.2f} | {peak_memory():.2f} |"
         )
         print(rows[-1], file=sys.stderr)
     stores = [open_store(args.work / "prepared" / name) for name in drops]
     lines = [
         "# Data at scale",
         "",
-        f"Made-up JPEGs of {args.size} pixels in {CLASSES} class folders. {platform.machine()}, {os.cpu_count()} cores, torch "
-        f"{torch.__version__.split('+')[0]}. Memory: the peak of the process and of its largest worker.",
+        f"Made-up JPEGs of {args.size} pixels in {CLASSES} class folders. {platform.machine()}, "
+        f"{os.cpu_count()} cores, torch {torch.__version__.split('+')[0]}. "
+        "Memory: the peak of the process and of its largest worker.",
         "",
         "| drop | images | JPEGs, GB | prepare, s | images/s | arrays, GB | memory, GB |",
         "|---|---|---|---|---|---|---|",
         *rows,
         "",
-        f"Loading both, batches of {BATCH}, resized crops (area 0.08 to 1) and flips, in random order from the memory map:",
+        f"Loading both, batches of {BATCH}, resized crops (area 0.08 to 1) and flips, in random order from "
+        "the memory map:",
         "",
         "| pass | images/s |",
         "|---|---|",
     ]
     loader = Batches(
-        stores, BATCH, crop_padding=0, crop_area=0.08, flip=True, seed=0, device=torch.device("cpu"), resident=False
+        stores, BATCH, crop_padding=0, crop_area=0.08, flip=True, seed=0, device=torch.device("cpu"),
+        resident=False,
     )  # fmt: skip
     for number in (1, 2):
         batches = loader.epoch(0)

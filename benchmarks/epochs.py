@@ -1,10 +1,14 @@
-"""The recipe that comes nearest to a long schedule's ACR in few epochs: one change at a time, then the best together.
+"""The recipe that comes nearest to a long schedule's ACR in few epochs.
 
-    python benchmarks/epochs.py --teacher models/teacher --drops prepared/train/<drop> --test prepared/test [--rows 'as it was*']
+One change at a time, then the best together.
 
-CRT of the option `resnet` at its smallest (conf/network/tiny), on CIFAR-10 or another set of 32-pixel images. Every row
-sees the same views of the images, one per epoch, from a bank of the teacher's logits. An interrupted run continues where it was;
---rows takes the rows that match, so that several processes can share the work; the table (--out) has all that are done.
+    python benchmarks/epochs.py --teacher models/teacher --drops prepared/train/<drop> --test prepared/test
+        [--rows 'as it was*']
+
+CRT of the option `resnet` at its smallest (conf/network/tiny), on CIFAR-10 or another set of 32-pixel images.
+Every row sees the same views of the images, one per epoch, from a bank of the teacher's logits. An
+interrupted run continues where it was; --rows takes the rows that match, so that several processes can share
+the work; the table (--out) has all that are done.
 """
 
 import argparse
@@ -53,7 +57,10 @@ SETTINGS = [
 
 @dataclass(frozen=True)
 class Row:
-    """One trained student: changes of the recipe, noise draws per image and step, decay of the weights' average (0: none)."""
+    """One trained student.
+
+    Changes of the recipe, noise draws per image and step, decay of the weights' average (0: none).
+    """
 
     label: str
     epochs: int
@@ -88,7 +95,7 @@ ROWS = [
 
 
 class Averaging:
-    """A method that keeps the exponential average of the model's weights and BatchNorm statistics on the way."""
+    """A method that keeps the exponential average of the model's weights and BatchNorm statistics."""
 
     def __init__(self, method: Method, model: nn.Module, decay: float) -> None:
         self._method, self._model = method, model
@@ -143,8 +150,8 @@ def learn(row: Row, drops: list[Path], banks: list[Path], teacher: Path, folder:
     if averaging:
         shutil.rmtree(folder / "work", ignore_errors=True)  # the average is in no checkpoint
     progress = train(
-        model, averaging or method, batches, recipe, name=row.key, sigma=info.sigma, seed=config.seed, fabric=fabric,
-        compile_model=False, work=folder / "work", log=folder / "training.tsv",
+        model, averaging or method, batches, recipe, name=row.key, sigma=info.sigma, seed=config.seed,
+        fabric=fabric, compile_model=False, work=folder / "work", log=folder / "training.tsv",
     )  # fmt: skip
     if averaging:
         model.load_state_dict(averaging.average.module.state_dict())
@@ -170,7 +177,8 @@ def certify(model: Path, test: Path, out: Path) -> dict[str, float]:
     config = Project(ROOT).composed(SETTINGS)[1]
     stride = max(1, len(open_store(test)) // IMAGES)
     metrics = certified_metrics(
-        model, test, out, config, n0=N0, n=N, stride=stride, max_images=IMAGES, skip_misclassified=True, precision="int8"
+        model, test, out, config, n0=N0, n=N, stride=stride, max_images=IMAGES, skip_misclassified=True,
+        precision="int8",
     )  # fmt: skip
     return {"acr": metrics["acr"], "at 0": metrics["certified_accuracy"]["0.0"]}
 
@@ -209,8 +217,9 @@ def main() -> None:
     lines = [
         "# Recipes for few epochs",
         "",
-        f"{images:,} training images, CRT of a narrow ResNet-18 (4 blocks) from a {load_info(args.teacher).arch} with ACR {top:.4f}; as it was in the paper: SGD at "
-        f"0.1, batch 128, weight decay 1e-4, cosine. {IMAGES} test images, exact certification in int8 with n = {N}, alpha = "
+        f"{images:,} training images, CRT of a narrow ResNet-18 (4 blocks) from a "
+        f"{load_info(args.teacher).arch} with ACR {top:.4f}; as it was in the paper: SGD at 0.1, batch 128, "
+        f"weight decay 1e-4, cosine. {IMAGES} test images, exact certification in int8 with n = {N}, alpha = "
         "0.001. One seed.",
         "",
         "| recipe | epochs | steps | training loss | ACR | share of the teacher's | certified at 0 |",
@@ -222,8 +231,8 @@ def main() -> None:
             continue
         one = json.loads(found.read_text())
         lines.append(
-            f"| {row.label} | {row.epochs} | {one['steps']:,.0f} | {one['loss']:.3f} | {one['acr']:.4f} | {one['acr'] / top:.3f} | "
-            f"{one['at 0']:.3f} |"
+            f"| {row.label} | {row.epochs} | {one['steps']:,.0f} | {one['loss']:.3f} | {one['acr']:.4f} | "
+            f"{one['acr'] / top:.3f} | {one['at 0']:.3f} |"
         )
     text = "\n".join(lines) + "\n"
     write_text(args.out, text)

@@ -48,10 +48,12 @@ def sizes() -> None:
     text = (
         "# Which margins a test set can decide\n\n"
         "`benchmarks/gate.py sizes`, confidence 0.95. The smallest margin that an equal student passes with\n"
-        "80 % (95 %) chance. Columns with %: margins of certified accuracy, in percentage points, by the share\n"
+        "80 % (95 %) chance. Columns with %: margins of certified accuracy, in percentage points, by the "
+        "share\n"
         "of images that only one of the two certifies. Columns without: margins of ACR in percent of the\n"
         "largest radius that n and alpha can certify, by the standard deviation of the difference of radii\n"
-        "(normal) as a share of it. Last column: exact chance that a student passes a margin of 2 points that\n"
+        "(normal) as a share of it. Last column: exact chance that a student passes a margin of 2 points "
+        "that\n"
         "truly loses 3 % of the certificates and gains 1 %; stated: at most 0.025.\n\n"
     )
     _write("gate.md", text, [head, ["--:"] * len(head), *rows])
@@ -74,9 +76,10 @@ def bets() -> None:
     head = ["images", "discordant", "fixed bets", "learning bet", "ratio"]
     text = (
         "# Fixed bets and a bet that learns\n\n"
-        "`benchmarks/gate.py bets`, confidence 0.95. The margin of certified accuracy, in points, that 80 of\n"
-        "100 simulated equal students pass: with the average over fixed bets, and with the predictable plug-in\n"
-        "bet of Waudby-Smith and Ramdas (2024), which needs the order in which the images joined the test set.\n\n"
+        "`benchmarks/gate.py bets`, confidence 0.95. The margin of certified accuracy, in points, that 80 "
+        "of\n100 simulated equal students pass: with the average over fixed bets, and with the predictable "
+        "plug-in\nbet of Waudby-Smith and Ramdas (2024), which needs the order in which the images joined "
+        "the test set.\n\n"
     )
     _write("gate_bets.md", text, [head, ["--:"] * len(head), *rows])
 

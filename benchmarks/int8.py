@@ -2,10 +2,10 @@
 
     python benchmarks/int8.py --images CIFAR10 --work WORK [--arch mobilenetv3_small_100 ...]
 
-CIFAR10 holds train/<class>/ and test/<class>/ with image files. Each network is trained for a few minutes with Gaussian noise, the
-first steps on images of half the size; WORK keeps its weights. Then float32 and int8 vote on the same noisy copies of the same test
-images. Times are of one thread's CPU time, so that they hold on a machine that does other work. The table goes to
-benchmarks/results/int8.md. About an hour on one core.
+CIFAR10 holds train/<class>/ and test/<class>/ with image files. Each network is trained for a few minutes
+with Gaussian noise, the first steps on images of half the size; WORK keeps its weights. Then float32 and int8
+vote on the same noisy copies of the same test images. Times are of one thread's CPU time, so that they hold
+on a machine that does other work. The table goes to benchmarks/results/int8.md. About an hour on one core.
 """
 
 import argparse
@@ -36,7 +36,8 @@ PLANS = {
     "efficientnet_b0": (600, 120, 100),
 }
 COLUMNS = [
-    "network", "images", "votes", "float32", "int8", "lost (points, 95 %)", "same class", "passes/s float32", "passes/s int8",
+    "network", "images", "votes", "float32", "int8", "lost (points, 95 %)", "same class", "passes/s float32",
+    "passes/s int8",
 ]  # fmt: skip
 
 
@@ -52,10 +53,13 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = [row_of(arch, args) for arch in args.arch]
     head = (
-        f"# int8 beside float32\n\nSmoothed accuracy on CIFAR-10's images (saved as JPEG), sigma {SIGMA}, from the same noise; "
-        f"networks trained for a few minutes by `benchmarks/int8.py`, which says how. {platform.machine()}, "
-        f"{torch.backends.cpu.get_cpu_capability()}, VNNI: {'yes' if torch.cpu._is_vnni_supported() else 'no'}, AMX: "
-        f"{'yes' if torch.cpu._is_amx_tile_supported() else 'no'}, one thread, torch {torch.__version__}. Whether int8 makes 1.2 "
+        f"# int8 beside float32\n\nSmoothed accuracy on CIFAR-10's images (saved as JPEG), sigma {SIGMA}, "
+        f"from the same noise; networks trained for a few minutes by `benchmarks/int8.py`, which says how. "
+        f"{platform.machine()}, "
+        f"{torch.backends.cpu.get_cpu_capability()}, "
+        f"VNNI: {'yes' if torch.cpu._is_vnni_supported() else 'no'}, "
+        f"AMX: {'yes' if torch.cpu._is_amx_tile_supported() else 'no'}, "
+        f"one thread, torch {torch.__version__}. Whether int8 makes 1.2 "
         "times bfloat16's passes per second can be measured on a CPU with AMX only.\n\n"
     )
     lines = ["| " + " | ".join(cells) + " |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows)]

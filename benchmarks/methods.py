@@ -2,9 +2,10 @@
 
     python benchmarks/methods.py [--device cuda] [--arch cifar_resnet110] [--rounds 9]
 
-All methods run in one process, one step each in turn, with a Gaussian step before and after each: a ratio compares
-neighbors in time. The table has the median of the ratios, times the number of noises: the cost of one epoch. Every
-step sees about 128 noisy images, so that no method gains or loses by the size of its batch. Run it on a quiet machine.
+All methods run in one process, one step each in turn, with a Gaussian step before and after each: a ratio
+compares neighbors in time. The table has the median of the ratios, times the number of noises: the cost of
+one epoch. Every step sees about 128 noisy images, so that no method gains or loses by the size of its batch.
+Run it on a quiet machine.
 """
 
 import argparse
@@ -28,7 +29,8 @@ NOISY_IMAGES = 128
 SIGMA = 0.25
 ATTACK, FORWARD = 2 / 3, 1 / 4  # an attack step, and a forward pass without gradients, in training steps
 
-# Row: method, changes of its published settings for sigma 0.25, slow-down in Table 1 of Vaishnavi et al. 2022.
+# Row: method, changes of its published settings for sigma 0.25, slow-down in Table 1 of Vaishnavi et al.
+# 2022.
 ROWS: list[tuple[str, str, dict[str, Any], str]] = [
     ("crt", "crt", {}, ""),
     ("consistency", "consistency", {}, ""),
@@ -126,7 +128,8 @@ def main() -> None:
         f"{_hardware(device)}, torch {torch.__version__}; {args.rounds} rounds.",
         "A ratio is the time for one epoch over that of Gaussian training: time per step x noises per image. "
         "Prediction: docs/methods.md.",
-        "The last column is the slow-down that Vaishnavi et al. 2022 report for ResNet-110 on one V100 (their Table 1).",
+        "The last column is the slow-down that Vaishnavi et al. 2022 report for ResNet-110 on one V100 "
+        "(their Table 1).",
         "",
         "| method | ms per step | ratio (median) | smallest to largest | predicted | Table 1 |",
         "|---|---|---|---|---|---|",

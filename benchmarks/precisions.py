@@ -2,8 +2,9 @@
 
     python benchmarks/precisions.py [--scales tiny small large] [--students resnet vit ...] [--threads 1]
 
-CRT from a ResNet-20, random images of each scale's size. The two precisions take turns; the table has the medians of the
-rounds' ratios. `crt.training.numerics.choose_precision` has its limits from it; the last column is what it chooses here.
+CRT from a ResNet-20, random images of each scale's size. The two precisions take turns; the table has the
+medians of the rounds' ratios. `crt.training.numerics.choose_precision` has its limits from it; the last
+column is what it chooses here.
 """
 
 import argparse
@@ -88,8 +89,9 @@ def main() -> None:
     lines = [
         "# bfloat16 against float32 on a CPU with units for it",
         "",
-        f"A CRT training step of each student option, teacher ResNet-20; {platform.machine()}, {args.threads} threads, torch "
-        f"{torch.__version__.split('+')[0]}. Milliseconds per image; the ratio is the median over pairs of steps.",
+        f"A CRT training step of each student option, teacher ResNet-20; {platform.machine()}, "
+        f"{args.threads} threads, torch {torch.__version__.split('+')[0]}. Milliseconds per image; the "
+        "ratio is the median over pairs of steps.",
         "",
         "| student | scale | pixels | float32 | bfloat16 | ratio | auto |",
         "|---|---|---|---|---|---|---|",
@@ -101,7 +103,8 @@ def main() -> None:
             plain, half, ratio = measure(scale, option)
             chosen = automatic(scale, option)
             lines.append(
-                f"| {student} | {scale} | {SCALES[scale][0]} | {plain:.2f} | {half:.2f} | {ratio:.2f} | {chosen} |"
+                f"| {student} | {scale} | {SCALES[scale][0]} | {plain:.2f} | {half:.2f} | {ratio:.2f} | "
+                f"{chosen} |"
             )
             print(lines[-1], flush=True)
     if args.students is None and args.scales == list(SCALES):

@@ -1,11 +1,12 @@
 """Five deliveries of data: what retraining costs, and what it gives, from scratch and from the last release.
 
-    python benchmarks/retraining.py --teacher models/teacher --prepared prepared [--per-drop 5000] [--work DIR]
+    python benchmarks/retraining.py --teacher models/teacher --prepared prepared [--per-drop 5000]
+        [--work DIR]
 
-Takes `--per-drop` images for each of five drops from the prepared training set, at random. Rows: CRT from random weights
-on all drops so far; CRT started from the student of the drop before, which was warm-started too or trained from random
-weights; direct robust training on all drops. An interrupted run goes on where it was. The teacher is a model folder for the
-same classes and sigma.
+Takes `--per-drop` images for each of five drops from the prepared training set, at random. Rows: CRT from
+random weights on all drops so far; CRT started from the student of the drop before, which was warm-started
+too or trained from random weights; direct robust training on all drops. An interrupted run goes on where it
+was. The teacher is a model folder for the same classes and sigma.
 """
 
 import argparse
@@ -71,8 +72,8 @@ ROWS = [
     Row("scratch", "crt", 5),
     Row("scratch", "crt", 4),
     Row("warm, after one from scratch", "crt", 5, "scratch-4"),
-    # A SmoothMix epoch costs 7 CRT epochs (benchmarks/results/methods.md): two of them cost what `scratch` does. Its
-    # warm-up, 10 of the published 150 epochs, is shortened as much.
+    # A SmoothMix epoch costs 7 CRT epochs (benchmarks/results/methods.md): two of them cost what `scratch`
+    # does. Its warm-up, 10 of the published 150 epochs, is shortened as much.
     Row("direct smoothmix", "smoothmix", 5, changes=("student.epochs=2", "method.warmup_epochs=0")),
     Row("direct consistency", "consistency", 5),
 ]
@@ -195,9 +196,10 @@ def main() -> None:
         )
     info = load_info(args.teacher)
     what = (
-        f"`cifar_resnet20`, batch {BATCH}, SGD at 0.1 (0.05 from a release), cosine, sigma {info.sigma:g}; teacher: "
-        f"{info.arch}, {info.method}. {args.per_drop:,} images per drop; {IMAGES} test images, exact certification in "
-        f"int8 with n = {N:,}, alpha = 0.001. One seed. torch {torch.__version__.split('+')[0]}, {platform.machine()}, "
+        f"`cifar_resnet20`, batch {BATCH}, SGD at 0.1 (0.05 from a release), cosine, sigma {info.sigma:g}; "
+        f"teacher: {info.arch}, {info.method}. {args.per_drop:,} images per drop; {IMAGES} test images, "
+        f"exact certification in int8 with n = {N:,}, alpha = 0.001. One seed. "
+        f"torch {torch.__version__.split('+')[0]}, {platform.machine()}, "
         f"{os.environ.get('OMP_NUM_THREADS', os.cpu_count())} thread(s)."
     )
     outcomes: dict[str, dict[str, float]] = {}

@@ -2,7 +2,8 @@
 
     python benchmarks/split.py FOLDER [FOLDER ...] [--size 32] [--share 0.1] [--images 5000]
 
-Each FOLDER holds class folders of images. They are brought to --size pixels, the middle of each, as the stage `prepare` does.
+Each FOLDER holds class folders of images. They are brought to --size pixels, the middle of each, as the stage
+`prepare` does.
 """
 
 import argparse
@@ -59,7 +60,7 @@ COPIES = {
 
 
 def load(folder: Path, size: int, count: int) -> tuple[list[np.ndarray], list[str]]:
-    """At most `count` images of a folder, evenly taken, uint8 [size, size, 3], and the classes they are of."""
+    """At most `count` images of a folder, evenly taken, uint8 [size, size, 3], and their classes."""
     spec = ImageSpec(("any",), size, 3, "crop")
     paths = walk_files(folder)
     paths = paths[:: max(1, len(paths) // count)][:count]
@@ -103,8 +104,9 @@ def main() -> None:
     head = ["images of", "number", "pixels", *COPIES, "set aside", "of each class"]
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     text = (
-        f"# The validation split\n\n`benchmarks/split.py`, data.validation = {args.share:g}: of the images that are set aside, the "
-        "share of\ncopies that are set aside too; and the share of all images, and of each class', that is set aside.\n\n"
+        f"# The validation split\n\n`benchmarks/split.py`, data.validation = {args.share:g}: of the images "
+        "that are set aside, the share of\ncopies that are set aside too; and the share of all images, "
+        "and of each class', that is set aside.\n\n"
     )
     RESULTS.write_text(text + "\n".join(lines) + "\n", encoding="utf-8", newline="\n")
     print("\n".join(lines))

@@ -2,10 +2,10 @@
 
     python benchmarks/stopping_rules.py [--images 20000]
 
-All rules have the same looks and the same level alpha, and give up where further draws are worth nothing; each is compared
-with exact mode on the same votes. The images are those of a classifier of about 70 % smoothed accuracy at sigma 0.25: 27 % are misclassified and
-take no estimation draws, 3 % have a selected class of probability below 1/2, 42 % a radius uniform between 0 and 3 sigma,
-28 % one between 3 and 5 sigma.
+All rules have the same looks and the same level alpha, and give up where further draws are worth nothing;
+each is compared with exact mode on the same votes. The images are those of a classifier of about 70 %
+smoothed accuracy at sigma 0.25: 27 % are misclassified and take no estimation draws, 3 % have a selected
+class of probability below 1/2, 42 % a radius uniform between 0 and 3 sigma, 28 % one between 3 and 5 sigma.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def union_bound(share: Callable[[int, int], float]) -> Rule:
 
 
 def e_process(p: float, looks: Sequence[int]) -> list[int]:
-    """The mixture of likelihood ratios over probabilities above p, prior Beta(1/2, 1/2), must reach 1/alpha."""
+    """The mixture, prior Beta(1/2, 1/2), of likelihood ratios over probabilities above p reaches 1/alpha."""
     votes = []
     for look in looks:
         a = np.arange(int(p * look), look + 1)
@@ -104,8 +104,8 @@ def main() -> None:
         "# Draws that stopping rules need",
         "",
         f"Radii {', '.join(map(str, RADII))} at sigma {SIGMA}, n0 = {N0}, n at most {N:,}, alpha = {ALPHA}, "
-        f"{len(built.looks)} looks; {args.images:,} simulated images ({ESTIMATED:.0%} of a test set; see the script). "
-        "Losses are percentage points of all test images, against exact mode on the same votes.",
+        f"{len(built.looks)} looks; {args.images:,} simulated images ({ESTIMATED:.0%} of a test set; see the "
+        "script). Losses are percentage points of all test images, against exact mode on the same votes.",
         "",
         "| rule | draws per image | fewer than exact mode | lost at "
         + " | lost at ".join(map(str, RADII))

@@ -1,14 +1,17 @@
 """Speed of our training step against a loop in the way of the field's code: images per second, side by side.
 
-    python benchmarks/training.py [--device cuda] [--batch 128] [--steps 10] [--rounds 5] [--teacher resnet18] [--networks regnetx_002 ...]
+    python benchmarks/training.py [--device cuda] [--batch 128] [--steps 10] [--rounds 5]
+        [--teacher resnet18] [--networks regnetx_002 ...]
 
-CRT from a ResNet-20 or another teacher on 32x32 images. The yardstick is a loop as in the published repositories: float32, NCHW, a
-DataLoader with workers that augments image by image, the teacher with its BatchNorms, one `.item()` per statistic and step.
-Ours is `crt.training.loop.train` with `crt.training.batches.Batches`, as the student stage runs it, in the precision that it chooses
-(`runtime.precision: auto`), in float32, with `runtime.compile`, and with the teacher's logits from a bank (`bank.views`). Each
-loop has a process of its own, ours with the memory settings of the stages (`crt.memory`). In every round each trains for
---steps steps, one after the other; the table has the medians of the rounds' ratios. Compiling and writing the bank are not
-timed, the share of the peak is of the best matrix product between the rounds. Run it on a quiet machine.
+CRT from a ResNet-20 or another teacher on 32x32 images. The yardstick is a loop as in the published
+repositories: float32, NCHW, a DataLoader with workers that augments image by image, the teacher with its
+BatchNorms, one `.item()` per statistic and step. Ours is `crt.training.loop.train` with
+`crt.training.batches.Batches`, as the student stage runs it, in the precision that it chooses
+(`runtime.precision: auto`), in float32, with `runtime.compile`, and with the teacher's logits from a bank
+(`bank.views`). Each loop has a process of its own, ours with the memory settings of the stages
+(`crt.memory`). In every round each trains for --steps steps, one after the other; the table has the medians
+of the rounds' ratios. Compiling and writing the bank are not timed, the share of the peak is of the best
+matrix product between the rounds. Run it on a quiet machine.
 """
 
 import argparse
@@ -90,7 +93,8 @@ def field(
     """The yardstick: a function that trains for `steps` steps and returns images per second."""
     student, teacher = network(arch).to(device).train(), network(teacher_arch).to(device).eval()
     loader = DataLoader(
-        Pictures(images, labels), batch, shuffle=True, num_workers=CPU_WORKERS, drop_last=True, pin_memory=device.type == "cuda"
+        Pictures(images, labels), batch, shuffle=True, num_workers=CPU_WORKERS, drop_last=True,
+        pin_memory=device.type == "cuda",
     )  # fmt: skip
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
 
@@ -150,22 +154,23 @@ def ours(
     if bank is not None:
         settings: dict[str, Any] = {"seed": 0, "how": how}
         write_bank(
-            frozen, "", store, bank, bank.with_name("work"), views=2, sigma=SIGMA, device=fabric.device, **settings
+            frozen, "", store, bank, bank.with_name("work"), views=2, sigma=SIGMA, device=fabric.device,
+            **settings,
         )  # fmt: skip
         teacher = Replayed(frozen, [store], [bank], **settings)
         moves = teacher.moves
     batches = Batches([store], batch, **how.model_dump(), seed=0, device=fabric.device, moves=moves)
     recipe = Recipe(
-        key="benchmark", arch=arch, arch_args={}, epochs=2, batch_size=batch, optimizer="sgd", lr=0.01, weight_decay=1e-4,
-        scheduler="cosine", warmup_epochs=0, clip_grad=None,
+        key="benchmark", arch=arch, arch_args={}, epochs=2, batch_size=batch, optimizer="sgd", lr=0.01,
+        weight_decay=1e-4, scheduler="cosine", warmup_epochs=0, clip_grad=None,
     )  # fmt: skip
 
     def run() -> float:
         folder = Path(tempfile.mkdtemp())
         try:
             progress = train(
-                model, crt(teacher=teacher, alpha=1.0), batches, recipe, name=arch, sigma=SIGMA, seed=0, fabric=fabric,
-                compile_model=runtime.compile, work=folder / "work", log=folder / "log.tsv",
+                model, crt(teacher=teacher, alpha=1.0), batches, recipe, name=arch, sigma=SIGMA, seed=0,
+                fabric=fabric, compile_model=runtime.compile, work=folder / "work", log=folder / "log.tsv",
             )  # fmt: skip
         finally:
             shutil.rmtree(folder)
@@ -203,10 +208,10 @@ def in_a_process(make: Callable[..., Callable[[], float]], *arguments: Any) -> I
 
 
 def operations(arch: str, teacher: str | None) -> float:
-    """Floating-point operations of one training step per image: the student's passes and the teacher's, if it runs.
+    """Floating-point operations of one training step per image, the teacher's passes too if it runs.
 
-    A backward pass counts as two forward passes. (torch's counter takes grouped convolutions' weight gradients for those of
-    dense ones, up to 65 times too many.)
+    A backward pass counts as two forward passes. (torch's counter takes grouped convolutions' weight
+    gradients for those of dense ones, up to 65 times too many.)
     """
     images = torch.rand(2, 3, SIZE, SIZE)
     student, frozen = network(arch).train(), None if teacher is None else network(teacher).eval()
@@ -265,9 +270,10 @@ def main() -> None:
     lines = [
         "# Images per second of a CRT training step",
         "",
-        f"Teacher {args.teacher}, 32x32 images, batch {args.batch}, {args.steps} steps in each of {args.rounds} rounds. {name}, "
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}. Ratios are medians "
-        "over the rounds; the peak, in GFLOP/s, is of a large float32 matrix product between the rounds.",
+        f"Teacher {args.teacher}, 32x32 images, batch {args.batch}, {args.steps} steps in each of "
+        f"{args.rounds} rounds. {name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__.split('+')[0]}. Ratios are medians over the rounds; the peak, in "
+        "GFLOP/s, is of a large float32 matrix product between the rounds.",
         "",
         "| student | field's loop | "
         + " | ".join(f"{variant} | ratio" for variant in variants)

@@ -563,7 +563,7 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _number_in(value: Any) -> float | None:
-    """The number that a text means, such as `1e-3`, which needs a decimal point in YAML; None: it means none."""
+    """The number that a text means, such as `1e-3`, which lacks YAML's decimal point; None: it means none."""
     try:
         number = float(value) if isinstance(value, str) else math.inf
     except ValueError:
