@@ -279,6 +279,34 @@ def predict(
     )
 
 
+@app.command(epilog="Example: `crt verify ../their-release --images their-test-set --minutes 15`.")
+def verify(
+    release: Annotated[
+        Path, typer.Argument(help="A folder with models/<role>/ and certificates/<role>.tsv and .json")
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="The test images: class folders, .npz archives, or a prepared test set.",
+            show_default="RELEASE/prepared/test",
+        ),
+    ] = None,
+    role: Annotated[Literal["student", "teacher", "baseline"], typer.Option(help="Which model")] = "student",
+    minutes: Annotated[float, typer.Option(min=0.01, help="Time for the checks")] = 10,
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N")] = "auto",
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON object")] = False,
+) -> None:
+    """Check the certificates of a release that somebody else made; status 1 if they do not hold.
+
+    Rows are drawn at random and certified again on the same noise, and claims are checked on fresh noise. Nothing
+    of the release is trusted or executed, and nothing is downloaded (docs/verification.md).
+    """
+    from crt.commands.verify import verify as run
+
+    if not run(release, role, images, minutes, device, json_output=json_output):
+        raise typer.Exit(1)
+
+
 @app.command()
 def upgrade(root: Root = Path()) -> None:
     """Bring a project of 0.1.0 along after `git merge`: its choices and results (docs/upgrading.md)."""

@@ -85,7 +85,7 @@ def certify_store(
     noise_depends_on = _noise_depends_on(model_fingerprint, sigma, options, seed)
     facts = _facts(smoothed, counter, options, noise_depends_on) | {"sigma": sigma, "compile": compile}
     journal = Journal(kept, _facts_of_a_row(facts), rank())
-    hashes = {idx: _hash(store.images[idx]) for idx in images}
+    hashes = {idx: image_hash(store.images[idx]) for idx in images}
     keys = {idx: f"{hashes[idx]} {store.labels[idx] if options.skip_misclassified else ''}" for idx in images}
     first = {keys[idx]: idx for idx in reversed(images)}  # of equal images
     with finished_together():
@@ -244,7 +244,7 @@ def _certify_share(
     )
 
 
-def _hash(pixels: np.ndarray) -> str:
+def image_hash(pixels: np.ndarray) -> str:
     """What tells images apart: 128 bits of the hash of the pixels [H, W, C], hex."""
     digest = hashlib.sha256(f"{pixels.shape} ".encode() + np.ascontiguousarray(pixels).tobytes())
     return digest.hexdigest()[:32]

@@ -252,7 +252,9 @@ def test_a_year_of_retraining(alice, ssh, tmp_path):
     refused = ci.run("crt", "release", check=False)
     assert refused.returncode == 1
     assert "origin has releases that this clone lacks (student@v1.0.0," in refused.stderr
-    assert ci.run("git", "tag").stdout == ""
+    assert ci.run("git", "tag").stdout == "student@v2.0.0\n", (
+        "git brings the tags of the commits that it brings"
+    )
     ci.run("git", "fetch", "-q", "--tags")
     assert "v2.0.0" in ci.run("crt", "releases").stdout
 
