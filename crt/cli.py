@@ -298,8 +298,8 @@ def verify(
 ) -> None:
     """Check the certificates of a release that somebody else made; status 1 if they do not hold.
 
-    Rows are drawn at random and certified again on the same noise, and claims are checked on fresh noise. Nothing
-    of the release is trusted or executed, and nothing is downloaded (docs/verification.md).
+    Rows are drawn at random and certified again on the same noise, and claims are checked on fresh noise.
+    Nothing of the release is trusted or executed, and nothing is downloaded (docs/verification.md).
     """
     from crt.commands.verify import verify as run
 

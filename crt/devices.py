@@ -63,8 +63,7 @@ def compiled(network: nn.Module, device: torch.device, **options: Any) -> nn.Mod
         )
         needed = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++"
         raise UserError(
-            f"the network cannot be compiled here ({reason}): install {needed}, or set runtime.compile to "
-            "false (`crt predict`: leave --compile out)"
+            f"the network cannot be compiled here ({reason}): install {needed}, or set compile to false"
         ) from None
     return torch.compile(network, **options)  # type: ignore[return-value]
 

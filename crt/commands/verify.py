@@ -95,8 +95,8 @@ def _announced(release: Release, role: str, plan: Plan, speed: float, minutes: f
         f"{role}: {plain(info.arch)}, {len(info.spec.classes)} classes, {info.spec.size} pixels, sigma "
         f"{said['sigma']:g}; {len(release.certificates):,} rows, {said['mode']}, n = {said['n']:,}, alpha = "
         f"{said['alpha']:g}, {said['precision']}; the signer is unknown\n"
-        f"{minutes:g} minutes at {speed:,.0f} forward passes/s: {len(plan.repeated):,} rows again on the same "
-        f"noise, {len(plan.asked):,} claims on {plan.draws:,} fresh draws each"
+        f"{minutes:g} minutes at {speed:,.0f} forward passes/s: {len(plan.repeated):,} rows again on the "
+        f"same noise, {len(plan.asked):,} claims on {plan.draws:,} fresh draws each"
     )
 
 
@@ -116,8 +116,8 @@ def _text(found: Verification, release: Release) -> list[str]:
         if kind == "different"
     ][:10]
     lines.append(
-        f"fresh noise: {len(found.refuted):,} of {found.asked:,} claims are refuted (a claim that holds: with "
-        f"probability {REFUTED:g})"
+        f"fresh noise: {len(found.refuted):,} of {found.asked:,} claims are refuted (a claim that holds: "
+        f"with probability {REFUTED:g})"
     )
     lines += [
         f"  {plain(table.name[bad.row])}: {bad.votes:,} of {bad.draws:,} votes, where p >= "
@@ -127,13 +127,10 @@ def _text(found: Verification, release: Release) -> list[str]:
     if found.mislabeled:
         named = ", ".join(plain(table.name[row]) for row in found.mislabeled[:10])
         lines.append(f"labels: {len(found.mislabeled):,} images have another label: {named}")
+    false = f"certified radii are too large by {formats.radius_up(found.unseen)} or more, or of a wrong class"
     lines += [
         _power("rows were changed", found.share, found.rows),
-        _power(
-            f"certified radii are too large by {formats.radius_up(found.unseen)} or more, or of a wrong class",
-            found.false_share,
-            found.asked,
-        ),
+        _power(false, found.false_share, found.asked),
     ]
     said = summary(table)
     accuracy = ", ".join(f"{formats.percent(v)} at {r}" for r, v in said["certified_accuracy"].items())

@@ -89,7 +89,8 @@ def _apart_in_settings(student: Certificates, other: Certificates, version: str)
         return f"the certificates of {version} are of another kind of noise"
     for key in SAME_SETTINGS:
         if student.settings[key] != other.settings[key]:
-            return f"certify.{key} is {student.settings[key]}, and {other.settings[key]} in {version}"
+            mine, theirs = student.settings[key], other.settings[key]
+            return f"{key} of the certification is {mine}, and {theirs} in {version}"
     if len(set(student.image) & set(other.image)) < LEAST:
         return f"the test images of {version} are no longer in the test set"
     return None

@@ -22,8 +22,8 @@ def find_images(
     """The pixels of rows.
 
     Args:
-        folder: A prepared test set, or a folder of images as a test set's: class folders, a table of labels, or
-            .npz archives. Files that cannot be read are left out.
+        folder: A prepared test set, or a folder of images as a test set's: class folders, a table of labels,
+            or .npz archives. Files that cannot be read are left out.
         certificates: The table.
         rows: Places in the table.
         spec: What the network takes, and how image files are brought there.

@@ -92,8 +92,8 @@ def test_the_images_in_common_are_compared_when_the_test_set_has_grown(tmp_path)
         ({"image_size": 16}, {}, 0, "the image size is 16, and 8 in v1.0.0"),
         ({"channels": 3}, {}, 0, "the number of channels is 3, and 1 in v1.0.0"),
         ({"sigma": 0.5}, {}, 0, "sigma is 0.5, and 0.25 in v1.0.0"),
-        ({}, {"n": 2000}, 0, "certify.n is 2000, and 1000 in v1.0.0"),
-        ({}, {"mode": "adaptive"}, 0, "certify.mode is adaptive, and exact in v1.0.0"),
+        ({}, {"n": 2000}, 0, "n of the certification is 2000, and 1000 in v1.0.0"),
+        ({}, {"mode": "adaptive"}, 0, "mode of the certification is adaptive, and exact in v1.0.0"),
         ({}, {"noise": {"kind": "another"}}, 0, "the certificates of v1.0.0 are of another kind of noise"),
         ({}, {}, 39, "the test images of v1.0.0 are no longer in the test set"),
     ],
@@ -130,7 +130,7 @@ def test_other_radii_are_no_difference_in_exact_mode(tmp_path):
     adaptive = table(tmp_path, "anchor", right, mode="adaptive")
     student = table(tmp_path, "student", right, radii=[0.0, 0.1], mode="adaptive")
     assert held(tmp_path, student, adaptive).begins.startswith(
-        "certify.radii is [0.0, 0.1], and [0.0, 0.25, 0.5]"
+        "radii of the certification is [0.0, 0.1], and [0.0, 0.25, 0.5]"
     )
 
 

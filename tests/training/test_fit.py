@@ -322,7 +322,7 @@ def test_compiling_without_a_compiler_ends_in_a_sentence(tmp_path):
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("the network cannot be compiled here (")
-    assert "set runtime.compile to false" in done.stdout
+    assert "or set compile to false" in done.stdout
     assert done.stdout.count("\n") == 1
 
 
