@@ -11,7 +11,7 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 run: setup ## Install, get the sample data, run the pipeline, show the results
-	dvc pull --quiet data.dvc
+	dvc pull --quiet --remote sample data.dvc
 	dvc repro
 	@crt show
 
