@@ -113,5 +113,5 @@ def _label(value: Any, names: Sequence[str]) -> str | None:
     """A label as the name of a folder."""
     if value is None or value == -1 or value == "":
         return None
-    named = names[value] if isinstance(value, int) and value < len(names) else str(value)
+    named = names[value] if isinstance(value, int) and 0 <= value < len(names) else str(value)
     return named.replace("/", "-")
