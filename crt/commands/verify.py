@@ -44,8 +44,11 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing speaks against the certificates."""
-        return not (self.refuted or self.mislabeled or "different" in self.repeated.values())
+        """Whether nothing speaks against the certificates.
+
+        A row whose image is not at hand does: it may be of an image that does not exist.
+        """
+        return not (self.absent or self.refuted or self.mislabeled or "different" in self.repeated.values())
 
 
 def verify(
@@ -106,7 +109,10 @@ def _text(found: Verification, release: Release) -> list[str]:
     kinds = list(found.repeated.values())
     lines = []
     if found.absent:
-        lines.append(f"not checked: {found.absent:,} rows of the sample, whose images are not at hand")
+        lines.append(
+            f"not at hand: the images of {found.absent:,} rows of the sample; such rows may be "
+            "made up, so name the folder of all test images with --images"
+        )
     close = kinds.count("close")
     other = f", {close:,} nearly (this is another device or version of torch)" if close else ""
     lines.append(f"same noise: {kinds.count('same'):,} of {len(kinds):,} rows are the same{other}")
@@ -146,7 +152,8 @@ def _power(what: str, share: float, rows: int) -> str:
             if rows
             else f"not checked: whether {what}"
         )
-    return f"found with 95 % chance: a release in which {formats.percent(share)} or more of the {what}"
+    percent = f"{formats.points_up(share)} %"
+    return f"found with 95 % chance: a release in which {percent} or more of the {what}"
 
 
 def _json(found: Verification, release: Release) -> str:

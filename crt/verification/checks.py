@@ -3,21 +3,22 @@
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from crt.certification import bounds
 from crt.certification.certificate import ABSTAIN, Certificate
 from crt.certification.procedures import Draws, Procedure, Stage
 from crt.certification.smoothing import SmoothedClassifier
-from crt.certification.votes import device_name, run_procedures
+from crt.certification.votes import run_procedures
 from crt.verification.sample import Plan, refuting_votes
 from crt.verification.untrusted import Release
 
+ROUNDING = 1e-8  # relative, of the bound between versions of SciPy
 CLOSE = 0.01  # share of the votes that other rounding, of another device or version of torch, may move
 
 Pixels = NDArray[np.uint8]  # [H, W, C]
@@ -56,19 +57,26 @@ def repeat(
     whose class is the same and whose votes differ by at most `CLOSE` are close.
     """
     table, said = release.certificates, release.settings
-    rows = [row for row in plan.repeated if row in images]
-    asked = ((images[row], int(table.label[row]) if said["skip_misclassified"] else None) for row in rows)
-    context = json.dumps(release.context())
     shape = release.info.spec.shape
-    here = (device_name(smoothed.counter(shape).device), torch.__version__.partition("+")[0])
-    is_here = here == (said["device"], str(said["versions"].get("torch")))
+    counter, charge = smoothed.counter(shape), smoothed.charge(shape)
+    is_here = release.made_on(counter.device)
+    budget = _Budget(plan.most)
+
+    def tasks() -> Iterator[tuple[int, Pixels, Procedure]]:
+        for row in plan.repeated:
+            if row in images and budget.draws >= 0:
+                label = int(table.label[row]) if said["skip_misclassified"] else None
+                yield row, images[row], _within(budget, smoothed._certify(label, charge))
+
     found: dict[int, Same] = {}
-    for place, certificate, _ in smoothed.certify_pixels(asked, context):
-        row = rows[place]
-        if _claims(certificate) == _row(release, row):
+    for row, certificate, _ in run_procedures(counter, tasks(), json.dumps(release.context())):
+        if certificate is None:
+            found[row] = "different"
+        elif _claims(certificate) == _row(release, row):
             found[row] = "same"
         else:
-            found[row] = "close" if not is_here and _is_close(release, row, certificate) else "different"
+            is_close = not is_here and _is_close(release, row, certificate, charge)
+            found[row] = "close" if is_close else "different"
     return found
 
 
@@ -95,6 +103,28 @@ def _votes(draws: int) -> Procedure:
     return (yield Draws(Stage.ESTIMATION, 0, draws))
 
 
+@dataclass
+class _Budget:
+    """Draws that are left, for all rows together."""
+
+    draws: float
+
+
+def _within(budget: _Budget, procedure: Procedure) -> Procedure:
+    """The same, but None where the draws are spent: the table says that the rows took far fewer."""
+    draws = next(procedure)
+    while True:
+        budget.draws -= draws.stop - draws.start
+        votes = yield draws
+        try:
+            draws = procedure.send(votes)
+        except StopIteration as end:
+            return end.value
+        if budget.draws < draws.stop - draws.start:
+            budget.draws = -1
+            return None
+
+
 def _fresh() -> str:
     """A context of noise that nobody knew before."""
     return f"verify {secrets.randbits(128):#x}"
@@ -111,10 +141,19 @@ def _row(release: Release, row: int) -> tuple[str, int, float, int, int, float]:
     return (str(t.status[row]), int(t.predict[row]), float(t.radius[row]), *votes, float(t.p_lower[row]))
 
 
-def _is_close(release: Release, row: int, certificate: Certificate) -> bool:
-    status, predict, _, n_a, n, _ = _row(release, row)
+def _is_close(release: Release, row: int, certificate: Certificate, charge: float) -> bool:
+    status, predict, _, n_a, n, p_lower = _row(release, row)
+    said = release.settings
     if status != "certified":
         return True  # it claims nothing
+    # The bound must be that of the votes: else a row of nearly the same votes could claim any radius.
+    if said["mode"] == "exact":
+        bound = max(bounds.lower_bound(n_a, n, said["alpha"]) - charge, 0.0)
+        follows = n == said["n"] and p_lower <= bound * (1 + ROUNDING)
+    else:
+        follows = 0 < n <= said["n"] and p_lower <= n_a / n + CLOSE
+    if not follows:
+        return False
     shares = [
         votes / draws if draws else 0.0 for votes, draws in ((n_a, n), (certificate.n_a, certificate.n))
     ]

@@ -1,5 +1,6 @@
 """The images of rows, found by the hash of their pixels: of a prepared test set, or of image files."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,9 +61,11 @@ def _of_arrays(
         while (file := folder / shard_name(len(parts))).is_file():
             parts.append(np.load(file, mmap_mode="r", allow_pickle=False))
             count += len(parts[-1])
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{folder} is damaged ({error}): prepare the test set again") from None
+    except Exception as error:  # NumPy raises nearly anything on the header of a hostile file
+        raise UserError(f"{folder} is damaged ({type(error).__name__}): prepare the test set again") from None
     shape = (spec.size, spec.size, spec.channels)
+    if not all(isinstance(array, np.ndarray) for array in (labels, *parts)) or labels.dtype.kind not in "iu":
+        raise UserError(f"{folder} holds no arrays of images and labels: name the release's test set")
     if any(part.shape[1:] != shape or part.dtype != np.uint8 for part in parts) or labels.shape != (count,):
         raise UserError(f"{folder} holds no images of shape {list(shape)}: name the release's test set")
     starts = np.cumsum([0, *(len(part) for part in parts)])
@@ -81,15 +84,23 @@ def _of_arrays(
 def _of_files(
     folder: Path, certificates: Certificates, rows: Sequence[int], spec: ImageSpec
 ) -> dict[int, tuple[Pixels, int]]:
-    """Files are decoded all, and recognized by their pixels."""
-    wanted: dict[str, list[int]] = {}
-    for row in rows:
-        wanted.setdefault(certificates.image[row], []).append(row)
+    """Files are decoded all, and recognized by their pixels.
+
+    Rows of equal images need as many files: else the rows of one easy image could be most of a table.
+    """
+    asked, places = set(rows), dict[str, list[int]]()
+    for row, name in enumerate(certificates.image):
+        places.setdefault(name, []).append(row)
+    files: Counter[str] = Counter()
     found: dict[int, tuple[Pixels, int]] = {}
 
     def look(image: DecodedImage) -> None:
-        for row in wanted.get(image_hash(image.pixels), []):
-            if row not in found or image.label == certificates.label[row]:
+        name = image_hash(image.pixels)
+        mine = places.get(name, [])
+        if files[name] < len(mine):
+            row = mine[files[name]]
+            files[name] += 1
+            if row in asked:
                 found[row] = image.pixels, image.label
 
     check_drop(folder, spec=spec, checks=Checks(skip_unreadable=True), look=look)

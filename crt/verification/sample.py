@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from crt.evaluation.certificates import Certificates
 
 REFUTED = 1e-6  # chance that fresh noise refutes a claim that holds
 ROWS = 300  # claims that fresh noise asks about: enough to find one false row in a hundred with 95 %
-FEWEST_DRAWS = 200  # of a claim
+FEWEST_DRAWS, MOST_DRAWS = 200, 100_000  # of a claim
 FOUND, SEEN = 0.95, 0.99  # chance that a share of false rows is found; that a false row in the sample is seen
 
 
@@ -25,15 +26,22 @@ class Plan:
         repeated: Rows that are certified again on the same noise, places in the table.
         asked: Rows whose claim is checked on fresh noise, places in the table.
         draws: Fresh draws for each of them.
+        most: Draws that the first check may take. It is far more than the table says, since the table may
+            lie; rows that are not decided by then do not hold.
     """
 
     repeated: list[int]
     asked: list[int]
     draws: int
+    most: float = inf
 
 
 def make_plan(certificates: Certificates, order: Sequence[int], passes: float, n0: int) -> Plan:
     """Divide forward passes between the two checks, half for each.
+
+    Where a single row takes more than all of them, no row is certified again. A claim is not asked for on
+    more draws than n: of a small n, one claim in 1 / alpha is false by a little, and many more draws would
+    refute it.
 
     Args:
         certificates: The table.
@@ -46,12 +54,13 @@ def make_plan(certificates: Certificates, order: Sequence[int], passes: float, n
     repeated, spent = list[int](), 0.0
     for row in order:
         cost = n0 + int(certificates.n[row])
-        if repeated and spent + cost > passes / 2:
+        if spent + cost > (passes / 2 if repeated else passes):
             break
         repeated.append(row)
         spent += cost
     draws = int((passes - spent) / len(asked)) if asked else 0
-    return Plan(repeated, asked, min(max(draws, FEWEST_DRAWS), 100_000))
+    draws = max(min(draws, int(certificates.settings["n"]), MOST_DRAWS), FEWEST_DRAWS)
+    return Plan(repeated, asked, draws, most=4 * spent + passes)
 
 
 def refuting_votes(p_lower: float, draws: int) -> int:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from crt.certification import noise
 from crt.certification.smoothing import MOST_DRAWS, SmoothedClassifier
-from crt.certification.votes import DTYPES
+from crt.certification.votes import DTYPES, device_name
 from crt.devices import choose_device
 from crt.errors import UserError
 from crt.evaluation.certificates import Certificates, read_certificates
@@ -26,7 +26,10 @@ from crt.models.checkpoint import INFO, WEIGHTS, ModelInfo, load_info, load_mode
 MOST_BYTES = {INFO: 1 << 20, WEIGHTS: 4 << 30, ".tsv": 256 << 20, ".json": 1 << 20}
 MOST_ROWS = 1_000_000
 MOST_MEMBERS = 16  # of an ensemble
+MOST_CHANNELS = 16
 MOST_RADII = 64
+LARGEST_RADIUS = 1e6
+MOST_BATCH = 1 << 16
 MOST_BATCH_VALUES = 1 << 28  # numbers in a batch of images, 1 GiB
 # Arguments of timm's networks that set sizes. None of them names a file, an address or a piece of code.
 ARGUMENTS = frozenset(
@@ -56,7 +59,7 @@ class Release:
 
     def smoothed(self, device: str) -> SmoothedClassifier:
         """The classifier that the certificates speak of."""
-        said = self.settings
+        said, chosen = self.settings, choose_device(device)
         return SmoothedClassifier(
             self.model,
             said["sigma"],
@@ -64,17 +67,24 @@ class Release:
             n=said["n"],
             alpha=said["alpha"],
             radii=said["radii"] if said["mode"] == "adaptive" else None,
-            device=choose_device(device),
+            device=chosen,
             precision=said["precision"],
             compile=said["compile"],
-            batch_size=said["batch_size"],
+            # Elsewhere numbers are rounded differently anyway, and a GPU's batch would take hours on a CPU.
+            batch_size=said["batch_size"] if self.made_on(chosen) else None,
         )
+
+    def made_on(self, device: torch.device) -> bool:
+        """Whether the certificates say that they were made on this kind of device and version of torch."""
+        said = self.settings
+        here = (device_name(device), torch.__version__.partition("+")[0])
+        return here == (said["device"], str(said["versions"].get("torch")))
 
     def context(self) -> dict[str, Any]:
         """What the noise of the certificates depends on, beside the pixels."""
         said = self.settings
         keys = ("model_fingerprint", "sigma", "mode", "alpha", "n")
-        seed = said["noise"]["seed"]
+        seed = said["noise"].get("seed")
         return {key: said[key] for key in keys} | ({} if seed is None else {"seed": _seed(seed)})
 
 
@@ -85,19 +95,30 @@ def open_release(folder: Path, role: str) -> Release:
         UserError: A file is missing or too large, the network is none of timm's with plain arguments, the
             weights do not fit it, or the certificates are damaged, of another model or of an older kind.
     """
+    try:
+        return _read(folder, role)
+    except RecursionError:
+        raise UserError(f"{folder} has a file of too many nested values: it is no release") from None
+    except OverflowError:
+        raise UserError(f"{folder} has a number that is too large: it is no release") from None
+    except UserError as error:  # other modules name what they found as it stands in the file
+        raise UserError(_printable(" ".join(str(error).split()))) from None
+
+
+def _read(folder: Path, role: str) -> Release:
     model, tsv = folder / "models" / role, folder / "certificates" / f"{role}.tsv"
     for file in (model / INFO, model / WEIGHTS, tsv, tsv.with_suffix(".json")):
         _check_file(file)
-    try:
-        info = load_info(model)
-        check_network(info.arch, info.arch_args)
-        _check_weights(info, model / WEIGHTS)
-        certificates = read_certificates(tsv)
-    except RecursionError:
-        raise UserError(f"{folder} has a file of too many nested values: it is no release") from None
-    if len(certificates) > MOST_ROWS:
-        raise UserError(f"{tsv} has {len(certificates):,} rows: at most {MOST_ROWS:,} are checked")
+    info = load_info(model)
+    check_network(info.arch, info.arch_args)
+    if not len(info.mean) == len(info.std) == info.spec.channels:
+        raise UserError(f"{model / INFO} has no mean and std for each channel: get the release again")
+    _check_weights(info, model / WEIGHTS)
+    _check_table(tsv)
+    certificates = read_certificates(tsv)
     _check_settings(certificates.settings, info, tsv.with_suffix(".json"))
+    if (certificates.n > certificates.settings["n"]).any():
+        raise UserError(f"{tsv} has rows of more draws than its n: get the release again")
     found, said = model_fingerprint(model), certificates.settings["model_fingerprint"]
     if found != said:
         raise UserError(
@@ -118,9 +139,9 @@ def check_network(arch: str, arguments: Mapping[str, Any]) -> None:
         if not isinstance(members, list) or not 1 <= len(members) <= MOST_MEMBERS or len(arguments) != 1:
             raise UserError(f"the model is an ensemble without a list of 1 to {MOST_MEMBERS} members")
         for member in members:
-            if not isinstance(member, dict) or member.get("arch") == ENSEMBLE:
+            if not isinstance(member, dict) or not _is_member(member):
                 raise UserError("the model is an ensemble of what is no network")
-            check_network(str(member.get("arch")), member.get("arch_args") or {})
+            check_network(member["arch"], member.get("arch_args") or {})
         return
     if len(arch) > 100 or not arch.replace("_", "").isalnum():
         raise UserError(f"the model's arch is {plain(arch)!r}: only plain names of timm's networks are built")
@@ -142,7 +163,24 @@ def check_network(arch: str, arguments: Mapping[str, Any]) -> None:
 
 def plain(text: str) -> str:
     """A text of the release for a terminal: at most 100 characters, none of which controls it."""
-    return "".join(char if char.isprintable() else "?" for char in text[:100])
+    return _printable(text[:100])
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _is_member(member: dict[str, Any]) -> bool:
+    """Whether an ensemble's member is a network with nothing but what `build_model` takes."""
+    means = [member[key] for key in ("mean", "std") if member.get(key) is not None]
+    return (
+        member.keys() <= {"arch", "arch_args", "mean", "std"}
+        and isinstance(member.get("arch"), str)
+        and member["arch"] != ENSEMBLE
+        and isinstance(member.get("arch_args") or {}, dict)
+        and all(isinstance(mean, list) and len(mean) <= MOST_CHANNELS for mean in means)
+        and all(type(v) in (int, float) and abs(v) <= 1e300 for mean in means for v in mean)
+    )
 
 
 def _is_size(value: Any) -> bool:
@@ -168,7 +206,13 @@ def _check_file(file: Path) -> None:
 def _check_weights(info: ModelInfo, weights: Path) -> None:
     """Check that the tensors are those of the network, before either takes memory."""
     with torch.device("meta"):
-        expected = build_model(info.arch, info.spec, info.arch_args, info.mean, info.std).state_dict()
+        model = build_model(info.arch, info.spec, info.arch_args, info.mean, info.std)
+    expected = model.state_dict()
+    # Buffers that are in no file count too, such as the places of attention windows, and types: a file of
+    # bytes would grow to four times its size before the comparison of types.
+    size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    if size > MOST_BYTES[WEIGHTS]:
+        raise UserError(f"the network {plain(info.arch)} takes {size:,} bytes: it is not built")
     try:
         with safe_open(weights, framework="pt") as file:
             found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -180,6 +224,18 @@ def _check_weights(info: ModelInfo, weights: Path) -> None:
         )
 
 
+def _check_table(tsv: Path) -> None:
+    """Check header and number of rows before the table is read, which takes many times its size."""
+    with tsv.open("rb") as file:
+        if file.readline(1000).rstrip(b"\r\n").split(b"\t")[:3] != [b"idx", b"label", b"predict"]:
+            raise UserError(f"{tsv} is no table of certificates: get the release again")
+        rows = 0
+        while block := file.read(1 << 20):
+            rows += block.count(b"\n") + block.count(b"\r")
+    if rows > 2 * MOST_ROWS:  # lines may end in both
+        raise UserError(f"{tsv} has more than {MOST_ROWS:,} rows: it is not read")
+
+
 def _check_settings(said: Mapping[str, Any], info: ModelInfo, source: Path) -> None:
     """Check what the certificates say of how they were made, so far as it decides what is computed."""
     values = info.spec.channels * info.spec.size**2
@@ -187,11 +243,15 @@ def _check_settings(said: Mapping[str, Any], info: ModelInfo, source: Path) -> N
         "n0": lambda value: 1 <= value <= MOST_DRAWS,
         "n": lambda value: 1 <= value <= MOST_DRAWS,
         "mode": lambda value: value in ("exact", "adaptive"),
-        "radii": lambda value: len(value) <= MOST_RADII and all(type(r) in (int, float) for r in value),
+        "sigma": lambda value: 0 < value <= noise.MOST_SIGMA,
+        "alpha": lambda value: 0 < value < 1,
+        "radii": lambda value: len(value) <= MOST_RADII and all(map(_is_radius, value)),
         "precision": lambda value: value in DTYPES,
         "compile": lambda value: isinstance(value, bool),
         "skip_misclassified": lambda value: isinstance(value, bool),
-        "batch_size": lambda value: type(value) is int and 1 <= value <= MOST_BATCH_VALUES // values,
+        "batch_size": lambda value: (
+            type(value) is int and 1 <= value <= min(MOST_BATCH, MOST_BATCH_VALUES // values)
+        ),
         "device": lambda value: isinstance(value, str),
         "model_fingerprint": lambda value: isinstance(value, str),
         "versions": lambda value: isinstance(value, dict),
@@ -204,6 +264,10 @@ def _check_settings(said: Mapping[str, Any], info: ModelInfo, source: Path) -> N
         raise UserError(f"{source}: the noise is of another kind, from another version: certify again")
     if made.get("seed") is not None:
         _seed(made["seed"])
+
+
+def _is_radius(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= LARGEST_RADIUS
 
 
 def _seed(text: Any) -> int:

@@ -15,6 +15,7 @@ from releases import COUNT, SPEC, edit_json, edit_rows, make_release
 from scipy.special import ndtri
 from typer.testing import CliRunner
 
+from crt.certification.bounds import lower_bound, radius
 from crt.cli import app
 from crt.commands.verify import verify
 from crt.data.store import open_store
@@ -59,7 +60,7 @@ def test_an_honest_release(honest, capsys):
     assert found["refuted"] == []
     assert 20 <= found["asked"] < COUNT  # what is misclassified claims nothing
     assert found["share"] == 1 / COUNT  # every row was looked at
-    assert found["draws"] > 1_000
+    assert found["draws"] == 400  # of a claim no more than n
     assert 0 < found["unseen"] < 0.25
     table = found["table"]["certified_accuracy"]
     assert table["0.0"] > table["0.25"] > 0
@@ -113,7 +114,9 @@ def test_a_forger_who_names_another_device_is_caught_by_fresh_noise(release, cap
 def test_a_vote_more_is_close_on_another_device_and_different_on_this(release, capsys):
     def more(row):
         if row["idx"] == "17":
-            row["n_a"] = str(int(row["n_a"]) - 1)
+            votes = int(row["n_a"]) - 1
+            p = lower_bound(votes, 400, 0.001) * (1 - 1e-10)
+            row |= {"n_a": str(votes), "p_lower": repr(p), "radius": repr(radius(p, 0.25))}
 
     edit_rows(release, more)
     assert checked(release, capsys)["different"] == [17]
@@ -155,7 +158,55 @@ def test_the_images_alone_are_enough(release, tmp_path, capsys):
     assert found["verified"]
     assert found["repeated"]["same"] == COUNT
     next((tmp_path / "images/bright").iterdir()).unlink()
-    assert checked(release, capsys, tmp_path / "images")["absent"] == 1
+    found = checked(release, capsys, tmp_path / "images")
+    assert found["absent"] == 1
+    assert not found["verified"]  # who lacks an image cannot tell it from one that was made up
+
+
+@pytest.mark.parametrize("of_files", [False, True])
+def test_one_easy_image_as_the_whole_table(release, tmp_path, capsys, of_files):
+    test = open_store(release / "prepared/test")
+    for number, label in enumerate(test.labels):
+        file = tmp_path / "images" / SPEC.classes[label] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(test.images[number, :, :, 0]).save(file)
+    best = {}
+
+    def keep(row):
+        if row["correct"] == "1":
+            best.update(row)
+
+    edit_rows(release, keep)
+    edit_rows(release, lambda row: row.update(best | {"idx": row["idx"]}))
+    found = checked(release, capsys, tmp_path / "images" if of_files else None)
+    assert found["absent"] == COUNT - 1
+    assert not found["verified"]
+
+
+def test_a_bound_that_is_not_of_its_votes_on_another_device(release, capsys):
+    """The votes are nearly those, and the fresh draws are too few to tell."""
+    edit_json(release / "certificates/student.json", device="a device that nobody has")
+
+    def forge(row):
+        if row["status"] == "certified" and int(row["n_a"]) >= 399:
+            p = 0.9999
+            row |= {"n_a": "400", "p_lower": repr(p)}
+            row |= {"radius": repr(float(0.25 * ndtri(p) * 0.999))}
+
+    edit_rows(release, forge)
+    assert checked(release, capsys)["different"]
+
+
+def test_rows_that_take_more_draws_than_they_say_end_the_check(tmp_path, capsys):
+    """A million rows of one draw each, in truth of ten million, would take for ever."""
+    release = make_release(tmp_path, mode="adaptive", n=20_000, radii=[0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3])
+
+    def shorten(row):
+        if row["status"] == "certified":
+            row |= {"n": "1", "n_a": "1"}
+
+    edit_rows(release, shorten)
+    assert not checked(release, capsys)["verified"]
 
 
 def test_other_images_are_refused(release, tmp_path):
@@ -187,6 +238,9 @@ def test_other_images_are_refused(release, tmp_path):
         ("ensemble", {"members": []}, "without a list of 1 to 16 members"),
         ("ensemble", {"members": [{"arch": "ensemble"}]}, "of what is no network"),
         ("ensemble", {"members": [{"arch": "resnet18", "arch_args": {"block": 1}}]}, "arch_args set 'block'"),
+        ("ensemble", {"members": [{"arch": "resnet18", "arch_args": [1]}]}, "of what is no network"),
+        ("ensemble", {"members": [{"arch": "resnet18", "spec": 1}]}, "of what is no network"),
+        ("ensemble", {"members": [{"arch": "resnet18", "mean": "abc"}]}, "of what is no network"),
     ],
 )
 def test_only_plain_networks_are_built(arch, arguments, said):
@@ -204,11 +258,26 @@ def test_the_networks_of_this_project_are_plain():
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        ("model.json", {"arch_args": {"channels": [60000] * 4}}, "does not fit the network"),
+        ("model.json", {"arch_args": {"channels": [60000] * 4}}, "it is not built"),
+        ("model.json", {"arch_args": {"channels": [16] * 4}}, "does not fit the network"),
         ("model.json", {"image_size": 4096}, "image_size is 4096"),
         ("model.json", {"arch": "hf-hub:evil/model"}, "only plain names"),
         ("student.json", {"batch_size": 10**12}, "no valid 'batch_size'"),
+        ("model.json", {"mean": [0.0] * 100_000}, "no mean and std for each channel"),
+        (
+            "model.json",
+            {
+                "arch": "swin_tiny_patch4_window7_224",
+                "image_size": 2048,
+                "arch_args": {"img_size": 2048, "window_size": 256},
+            },
+            "bytes: it is not built",
+        ),
         ("student.json", {"n": 10**12}, "no valid 'n'"),
+        ("student.json", {"sigma": 10**400}, "too large"),
+        ("student.json", {"alpha": 10**400}, "no valid 'alpha'"),
+        ("student.json", {"radii": [float("nan")]}, "no valid 'radii'"),
+        ("student.json", {"model_fingerprint": "\u001b[2J"}, "of another model"),
         ("student.json", {"radii": ["\u001b[2J"]}, "no valid 'radii'"),
         ("student.json", {"precision": "float8"}, "no valid 'precision'"),
         ("student.json", {"noise": {"kind": "my own"}}, "of another kind"),
@@ -232,6 +301,42 @@ def test_a_table_of_ten_million_rows_is_not_read(release):
         file.truncate(1_500_000_000)  # sparse
     with pytest.raises(UserError, match=r"has 1,500,000,000 bytes: at most 268,435,456 are read"):
         open_release(release, "student")
+
+
+def test_rows_of_more_draws_than_n(release):
+    edit_rows(release, lambda row: row.update(n="1000000"))
+    with pytest.raises(UserError, match="rows of more draws than its n"):
+        open_release(release, "student")
+
+
+def test_a_header_of_many_columns_is_not_read(release):
+    (release / "certificates/student.tsv").write_text("a\t" * 100_000 + "\n")
+    with pytest.raises(UserError, match="is no table of certificates"):
+        open_release(release, "student")
+
+
+def test_control_characters_of_a_damaged_cell(release):
+    edit_rows(release, lambda row: row.update(predict="\x1b[2J"))
+    with pytest.raises(UserError, match=r"predict \?\[2J") as error:
+        open_release(release, "student")
+    assert "\x1b" not in str(error.value)
+
+
+def test_damaged_arrays_of_test_images(release):
+    images, labels = release / "prepared/test/images.npy", release / "prepared/test/labels.npy"
+    header = b"(" * 9_000 + b"\n"
+    good = images.read_bytes()
+    images.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(UserError, match="is damaged"):
+        verify(release, "student", None, MINUTES, "cpu", json_output=True)
+    with images.open("wb") as file:
+        np.savez(file, a=np.zeros(3))
+    with pytest.raises(UserError, match="holds no arrays"):
+        verify(release, "student", None, MINUTES, "cpu", json_output=True)
+    images.write_bytes(good)
+    np.save(labels, np.array(["x"] * COUNT))
+    with pytest.raises(UserError, match="holds no arrays"):
+        verify(release, "student", None, MINUTES, "cpu", json_output=True)
 
 
 def test_files_that_are_none(release):
