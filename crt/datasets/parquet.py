@@ -100,13 +100,20 @@ def _columns(file: Path, schema: Any) -> _Columns:
             f"{file} has no column of images (its columns: {first_ten(schema.names)}): "
             "give a table with image files as bytes"
         )
-    features = (
-        json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    )
+    features = _features((schema.metadata or {}).get(b"huggingface", b"{}"))
     known = {name.casefold(): name for name in schema.names}
     classes = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
     label = next((known[name] for name in _LABELS if name in known), classes[0] if classes else None)
-    return _Columns(images[0], label, features.get(label, {}).get("names", []))
+    return _Columns(images[0], label, features.get(label or "", {}).get("names", []))
+
+
+def _features(metadata: bytes) -> dict[str, dict[str, Any]]:
+    """What Hugging Face's metadata say of the columns; nothing where they are of another form."""
+    try:
+        found = json.loads(metadata)["info"]["features"].items()
+        return {name: one for name, one in found if isinstance(one, dict)}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _label(value: Any, names: Sequence[str]) -> str | None:

@@ -13,6 +13,7 @@ from raw_drops import pixels, write_image
 
 from crt.datasets.deliveries import write_drop
 from crt.datasets.folders import write_folder
+from crt.datasets.parquet import unpack_parquet
 from crt.drops.layout import read_drop
 from crt.errors import UserError
 
@@ -387,3 +388,13 @@ def test_labels_never_lead_out_of_the_folder(tmp_path):
         with pytest.raises(UserError, match=r"a.parquet names the class '..', which cannot be a folder"):
             read(tmp_path / "a.parquet", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "drop", "in"]
+
+
+@pytest.mark.parametrize(
+    "metadata", [b"{", b"[1]", b'{"info": null}', b'{"info": {"features": {"label": null}}}']
+)
+def test_parquet_with_metadata_of_another_form(tmp_path, metadata):
+    table = pa.table({"image": [b"any"], "label": [3]})
+    pq.write_table(table.replace_schema_metadata({b"huggingface": metadata}), tmp_path / "a.parquet")
+    unpack_parquet(tmp_path / "a.parquet", tmp_path / "out")
+    assert [path.parent.name for path in (tmp_path / "out").rglob("*.png")] == ["3"]
