@@ -313,7 +313,7 @@ class Certify(Section):
     alpha: Annotated[float, Field(ge=1e-50, lt=1)]
     radii: Annotated[list[NonNegative], Field(min_length=1)]  # l2 radii to report, [0,1] pixel units
     stride: Count  # certify every stride-th test image
-    max_images: Count | None  # at most so many, evenly spread; null: all
+    max_images: Count | None  # at most so many, chosen by their hashes; null: all
     skip_misclassified: bool  # spend no estimation draws where the selected class is not the label
     allow_sigma_mismatch: bool  # certify a model that was trained with another sigma
     precision: Literal["float32", "bfloat16", "int8"]  # of the certified network, and so of the deployed one

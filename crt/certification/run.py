@@ -9,7 +9,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -78,14 +78,14 @@ def certify_store(
     Raises:
         UserError: model, data and settings do not fit, the disk is full, or a process was lost.
     """
-    images = chosen_images(len(store), options.stride, options.max_images)
+    hashes = {idx: image_hash(store.images[idx]) for idx in range(len(store))[:: options.stride]}
+    images = chosen_images(hashes, options.max_images)
     warnings = _check(info, store, images, sigma, options.allow_sigma_mismatch)
     smoothed = _smoothed(model, options, sigma, device, compile)
     counter = smoothed.counter(store.spec.shape)
     noise_depends_on = _noise_depends_on(model_fingerprint, sigma, options, seed)
     facts = _facts(smoothed, counter, options, noise_depends_on) | {"sigma": sigma, "compile": compile}
     journal = Journal(kept, _facts_of_a_row(facts), rank())
-    hashes = {idx: image_hash(store.images[idx]) for idx in images}
     keys = {idx: f"{hashes[idx]} {store.labels[idx] if options.skip_misclassified else ''}" for idx in images}
     first = {keys[idx]: idx for idx in reversed(images)}  # of equal images
     with finished_together():
@@ -103,15 +103,17 @@ def certify_store(
     journal.keep()
 
 
-def chosen_images(count: int, stride: int, max_images: int | None) -> list[int]:
-    """The numbers of the images that are certified: every `stride`-th, and of these at most so many.
+def chosen_images(hashes: Mapping[int, str], max_images: int | None) -> list[int]:
+    """The numbers of at most so many images: those with the smallest hashes, in ascending order.
 
-    They are spread evenly, since test sets are often sorted by class.
+    So they are a sample of all classes, since test sets are often sorted by class, and nearly all of them
+    stay when the test set grows.
+
+    Args:
+        hashes: Each image's hash, by its number.
+        max_images: None: all.
     """
-    every = range(count)[::stride]
-    if max_images is None or len(every) <= max_images:
-        return list(every)
-    return [every[place * len(every) // max_images] for place in range(max_images)]
+    return sorted(sorted(hashes, key=lambda idx: (hashes[idx], idx))[:max_images])
 
 
 def _rows(done: dict[str, Decided], hashes: dict[int, str], keys: dict[int, str]) -> list[Row]:

@@ -70,6 +70,8 @@ def verify(
     plan = make_plan(table, order, 60 * minutes * speed, release.settings["n0"])
     if not json_output:
         print(_announced(release, role, plan, speed, minutes), flush=True)
+        if images is None:
+            print("images and labels: the release's own; --images names a test set of yours")
     rows = sorted({*plan.repeated, *plan.asked})
     pixels, mislabeled = find_images(place, table, rows, release.info.spec)
     repeated = repeat(release, smoothed, pixels, plan)
@@ -135,7 +137,9 @@ def _text(found: Verification, release: Release) -> list[str]:
         lines.append(f"labels: {len(found.mislabeled):,} images have another label: {named}")
     false = f"certified radii are too large by {formats.radius_up(found.unseen)} or more, or of a wrong class"
     lines += [
-        _power("rows were changed", found.share, found.rows),
+        _power(
+            f"rows were changed{' in more than 1 % of their votes' if close else ''}", found.share, found.rows
+        ),
         _power(false, found.false_share, found.asked),
     ]
     said = summary(table)

@@ -108,7 +108,7 @@ def compute_metrics(certificates: Certificates) -> dict[str, Any]:
 def subset_rule(stride: int, max_images: int | None) -> str:
     """Which test images were certified, in words: numbers of different subsets must not be compared."""
     rule = "every test image" if stride == 1 else f"every {stride}th test image from the first"
-    return rule if max_images is None else f"{rule}, at most {max_images}, evenly spread"
+    return rule if max_images is None else f"{rule}, at most {max_images}, chosen by their hashes"
 
 
 def curve_of(certificates: Certificates) -> NDArray[np.float64]:

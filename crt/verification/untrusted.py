@@ -143,7 +143,7 @@ def check_network(arch: str, arguments: Mapping[str, Any]) -> None:
                 raise UserError("the model is an ensemble of what is no network")
             check_network(member["arch"], member.get("arch_args") or {})
         return
-    if len(arch) > 100 or not arch.replace("_", "").isalnum():
+    if len(arch) > 100 or not arch.replace("_", "").replace(".", "").isalnum():
         raise UserError(f"the model's arch is {plain(arch)!r}: only plain names of timm's networks are built")
     check_arch(arch)
     for name, value in arguments.items():

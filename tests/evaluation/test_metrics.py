@@ -71,9 +71,9 @@ def test_adaptive_acr_is_called_a_lower_bound(tmp_path):
     ("stride", "max_images", "rule"),
     [
         (1, None, "every test image"),
-        (1, 32, "every test image, at most 32, evenly spread"),
+        (1, 32, "every test image, at most 32, chosen by their hashes"),
         (20, None, "every 20th test image from the first"),
-        (20, 500, "every 20th test image from the first, at most 500, evenly spread"),
+        (20, 500, "every 20th test image from the first, at most 500, chosen by their hashes"),
     ],
 )
 def test_subset_rule(stride, max_images, rule):

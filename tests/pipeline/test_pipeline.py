@@ -148,8 +148,8 @@ def test_a_change_of_the_test_set_retrains_nothing_and_certifies_no_image_again(
     assert {"prepare_test", "certify@teacher", "certify@student", "metrics@student", "gate", "report"} <= set(
         ran
     )
-    for role, seconds in before.items():
-        assert seconds.items() <= seconds_of_rows(project, role).items()
+    for role, seconds in before.items():  # at most one of the chosen images makes room for the new one
+        assert len(seconds.items() - seconds_of_rows(project, role).items()) <= 1
 
 
 def test_a_colleague_pulls_and_trains_nothing(project, tmp_path):

@@ -239,9 +239,12 @@ def check_certificates(before: Path, after: Path) -> None:
     for role in ("teacher", "student", "baseline"):
         old, new = (read_certificates(root / f"certificates/{role}.tsv") for root in (before, after))
         assert (old.noise, new.noise) == (None, "integer")
-        assert old.name == new.name
-        assert (old.correct == new.correct).mean() > 0.8
-        assert abs(old.right_radius.mean() - new.right_radius.mean()) < 0.05
+        common = set(old.name) & set(new.name)  # certify.max_images chooses others since
+        assert len(old) == len(new) == 40
+        assert common
+        first, second = (dict(zip(c.name, c.correct, strict=True)) for c in (old, new))
+        assert np.mean([first[name] == second[name] for name in common]) > 0.7
+        assert abs(old.right_radius.mean() - new.right_radius.mean()) < 0.15
         with pytest.raises(UserError, match="is of an older kind, with other noise"):
             check_comparable(new, old)
 

@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from prepared_drops import write_prepared
 from results_folder import DROPS, make_results
 
 from crt.evaluation.gate import Margins
@@ -42,6 +44,8 @@ def test_gate_and_report_stages(tmp_path):
     assert history.read_bytes() == past
     assert json.loads(expected)["sentences"][0] in gate.stdout
 
+    images = np.random.default_rng(0).integers(0, 256, (360, 8, 8, 1), np.uint8)
+    write_prepared(tmp_path / "prepared/test", images, [0] * 360)
     report = run_stage("report", tmp_path)
     assert report.returncode == 0, report.stderr
     assert (tmp_path / "report/index.html").is_file()
