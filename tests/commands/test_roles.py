@@ -172,6 +172,7 @@ def test_an_experiment_is_applied_with_its_choices(quick, capsys):
     assert {"override /student": "convnext"} in choice(quick)["defaults"]
 
 
+@pytest.mark.nightly
 def test_experiments_fit_the_screen(quick, capfd):
     from crt.commands.show import experiments
 

@@ -8,6 +8,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.nightly
 def test_one_fails_and_the_others_go_on(project):
     # DVC reads git's configuration for an experiment of its own folder; `make setup` writes there.
     driver = re.search(r'git config merge\.crt\.driver "(.+?)"', (project.root / "Makefile").read_text())[1]
