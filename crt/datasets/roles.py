@@ -24,8 +24,8 @@ def role_of(name: str) -> Role | None:
 def split_names(names: Iterable[str]) -> dict[Role, str]:
     """Those of the names, of folders that lie side by side, that are the parts of a data set.
 
-    They tell a role and have nothing else in their names, or all the same (`seg_train`, `seg_test`). A `train
-    station` beside other classes is none.
+    They tell a role and have nothing else in their names, or the same word each (`seg_train`, `seg_test`). A
+    `train station` beside other classes is none.
 
     Raises:
         UserError: Two tell the same role.

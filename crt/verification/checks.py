@@ -8,20 +8,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crt.certification import bounds
 from crt.certification.certificate import ABSTAIN, Certificate
 from crt.certification.procedures import Draws, Procedure, Stage
-from crt.certification.smoothing import SmoothedClassifier
+from crt.certification.smoothing import Pixels, SmoothedClassifier
 from crt.certification.votes import run_procedures
+from crt.spec import ImageSpec
 from crt.verification.sample import Plan, refuting_votes
 from crt.verification.untrusted import Release
 
 ROUNDING = 1e-8  # relative, of the bound between versions of SciPy
 CLOSE = 0.01  # share of the votes that other rounding, of another device or version of torch, may move
 
-Pixels = NDArray[np.uint8]  # [H, W, C]
 Same = Literal["same", "close", "different"]
 
 
@@ -34,9 +33,10 @@ class Refuted:
     draws: int
 
 
-def passes_per_second(smoothed: SmoothedClassifier, pixels: Pixels, seconds: float = 2.0) -> float:
-    """Measured on noisy copies of an image, after a warm-up."""
-    counter = smoothed.counter((pixels.shape[2], *pixels.shape[:2]))
+def passes_per_second(smoothed: SmoothedClassifier, spec: ImageSpec, seconds: float = 2.0) -> float:
+    """Measured on noisy copies of a gray image, after a warm-up."""
+    counter = smoothed.counter(spec.shape)
+    pixels = np.full((spec.size, spec.size, spec.channels), 128, np.uint8)
     draws = 4 * counter.batch_size
     done, began = -draws, 0.0
     while done <= 0 or time.perf_counter() - began < seconds:

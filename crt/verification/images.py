@@ -5,16 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crt.certification.run import image_hash
+from crt.certification.smoothing import Pixels
 from crt.data.store import shard_name
 from crt.drops.prepare import Checks, DecodedImage, check_drop
 from crt.errors import UserError
 from crt.evaluation.certificates import Certificates
 from crt.spec import ImageSpec
-
-Pixels = NDArray[np.uint8]  # [H, W, C]
 
 
 def find_images(

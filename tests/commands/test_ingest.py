@@ -515,16 +515,19 @@ def as_class_folders(repo):
             Image.fromarray(pixels).save(path)
 
 
+def add_class(folder, count):
+    folder.mkdir()
+    for index in range(count):
+        pixels = np.random.default_rng(500 + index).integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+
+
 @pytest.mark.parametrize("test_set", ["npz", "folders"])
 def test_a_new_class_in_a_delivery(repo, no_dvc, tmp_path, capsys, test_set):
     if test_set == "folders":
         as_class_folders(repo)
     source = delivery(tmp_path / "in")
-    for index in range(10):
-        path = source / "A" / f"{index}.png"
-        path.parent.mkdir(exist_ok=True)
-        pixels = np.random.default_rng(500 + index).integers(0, 256, (8, 8), dtype=np.uint8)
-        Image.fromarray(pixels).save(path)
+    add_class(source / "A", 10)
     before = state(repo)
     with pytest.raises(
         UserError, match=r"does not know \(A\).*`crt ingest --add-classes` makes them classes"
@@ -555,11 +558,7 @@ def test_new_classes_after_kills(repo, tmp_path, monkeypatch):
     as_class_folders(repo)
     run(repo, "dvc", "add", "-q", "data")
     source = delivery(tmp_path / "in")
-    for index in range(5):
-        path = source / "A" / f"{index}.png"
-        path.parent.mkdir(exist_ok=True)
-        pixels = np.random.default_rng(500 + index).integers(0, 256, (8, 8), dtype=np.uint8)
-        Image.fromarray(pixels).save(path)
+    add_class(source / "A", 5)
 
     def kill(*_, **__):
         raise Kill
